@@ -1,0 +1,120 @@
+"""What an attack is, and the geometry that attacks share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["Linf", "L2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """A threat model and a search for an adversarial image in it.
+
+    Args:
+        eps: Radius of the ball around the image, in pixel units of [0, 1].
+        norm: Norm of the ball.
+
+    Raises:
+        ValueError: On a negative radius or an unknown norm.
+    """
+
+    eps: float
+    norm: Norm = "Linf"
+
+    def __post_init__(self) -> None:
+        if not self.eps >= 0:
+            raise ValueError(f"eps must be a radius >= 0 in pixel units of [0, 1] (8/255 = 0.0314), got {self.eps}.")
+        if self.eps > 1 and self.norm == "Linf":
+            raise ValueError(f"eps must be in [0, 1] for Linf, as pixels are in [0, 1]; got {self.eps}. Did you mean {self.eps:g}/255?")
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm must be one of {get_args(Norm)}, got {self.norm!r}.")
+
+    @abstractmethod
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor | None = None, *, until_broken: bool = False
+    ) -> Tensor:
+        """Perturb ``images`` against ``labels``.
+
+        The model is in eval mode meanwhile and no parameter gets a gradient.
+
+        Args:
+            model: Images in [0, 1] to logits.
+            images: In [0, 1].
+            labels: True classes.
+            keys: One key per image for its random numbers (:func:`cartl_hub.randomness.image_keys`); by default drawn from
+                torch's global generator.
+            until_broken: For evaluation: an image that is misclassified leaves the batch with that perturbation, the others
+                end with the perturbation of highest loss. For training (False) all end with their last one.
+
+        Shape:
+            images [B, C, H, W], labels [B], keys [B] -> [B, C, H, W] in [0, 1], detached.
+        """
+
+
+def input_gradient(
+    model: nn.Module, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient with respect to the pixels, with the losses and logits it came from.
+
+    Args:
+        loss: Logits [B, K] and labels [B] to losses [B]. They are summed, so that an image's gradient doesn't depend on its
+            batch.
+
+    Shape:
+        [B, C, H, W] -> gradient [B, C, H, W], losses [B], logits [B, K].
+    """
+    with torch.enable_grad():
+        images = images.detach().requires_grad_(True)
+        logits = model(images).float()
+        losses = loss(logits, labels)
+        (gradient,) = torch.autograd.grad(losses.sum(), images)
+    return gradient, losses.detach(), logits.detach()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B, K], [B] -> [B]."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
+    """Nearest point of the ``norm`` ball of radius ``eps``, per sample.
+
+    Shape:
+        [B, ...] -> [B, ...].
+    """
+    if norm == "Linf":
+        return delta.clamp(-eps, eps)
+    return delta * (eps / sample_norm(delta).clamp(min=1e-12)).clamp(max=1)
+
+
+def steepest_direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """Direction of steepest ascent of unit ``norm``, per sample; zero where the gradient is zero."""
+    if norm == "Linf":
+        return gradient.sign()
+    largest = gradient.flatten(1).abs().amax(1).view(-1, *[1] * (gradient.ndim - 1))
+    scaled = gradient / torch.where(largest > 0, largest, 1)  # squares of tiny gradients would be zero in fp32
+    return scaled / sample_norm(scaled).clamp(min=1e-12)
+
+
+def sample_norm(x: Tensor) -> Tensor:
+    """2-norm of each sample, [B, ...] -> [B, 1, ...]."""
+    return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run ``model`` in eval mode, then give each of its modules the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

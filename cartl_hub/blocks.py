@@ -1,0 +1,131 @@
+"""Ordered block partition of a model, and which of its parameters are trained."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+from timm.models._manipulate import group_with_matcher
+from torch import Tensor, nn
+
+from .models import Classifier
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block of a model.
+
+    Args:
+        name: Common part of its layers' names, e.g. "stages.2.1".
+        modules: Its largest modules, by name in the backbone. Their layers are in this block and in no other.
+        parameters: All its parameters, by name in the backbone; some models hold a few outside any layer.
+    """
+
+    name: str
+    modules: dict[str, nn.Module]
+    parameters: dict[str, nn.Parameter]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    def layers(self) -> list[nn.Module]:
+        """All modules inside, containers too."""
+        return list(chain.from_iterable(module.modules() for module in self.modules.values()))
+
+
+def list_blocks(model: Classifier) -> list[Block]:
+    """Blocks in forward order: ``[0]`` is the stem, ``[-1]`` the classifier.
+
+    Blocks are counted from the classifier and the stem has no number (CARTL): "the last k blocks" are ``[-k:]``. The
+    partition is the one that the architecture declares in timm's ``group_matcher``: a new architecture needs no code here.
+    """
+    backbone = model.backbone
+    parameters = dict(backbone.named_parameters())
+    names = chain(parameters, (name for name, _ in backbone.named_buffers()))
+    groups = group_with_matcher(((name, None) for name in names), backbone.group_matcher(coarse=False))
+    blocks: list[list[str]] = []
+    for members in groups.values():
+        if not blocks or any(name in parameters for name in members):
+            blocks.append(list(members))
+        else:  # statistics without parameters go with what comes before
+            blocks[-1].extend(members)
+    return [_block(backbone, members, parameters) for members in blocks]
+
+
+def _block(backbone: nn.Module, members: list[str], parameters: dict[str, nn.Parameter]) -> Block:
+    kept = set(members)
+
+    def largest(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        inside = [f"{prefix}.{name}" if prefix else name for name, _ in chain(module.named_parameters(), module.named_buffers())]
+        if prefix and inside and kept.issuperset(inside):
+            yield prefix, module
+        elif not kept.isdisjoint(inside):
+            for name, child in module.named_children():
+                yield from largest(child, f"{prefix}.{name}" if prefix else name)
+
+    modules = dict(largest(backbone, ""))
+    own = {name: parameters[name] for name in members if name in parameters}
+    return Block(name=" + ".join(modules) or " + ".join(own), modules=modules, parameters=own)
+
+
+def last_blocks(model: Classifier, num_blocks: int | None) -> list[Block]:
+    """The last ``num_blocks`` blocks, classifier included; None is the whole network with its stem.
+
+    Raises:
+        ValueError: If the model has fewer blocks, or there is no classifier among them.
+    """
+    blocks = list_blocks(model)
+    if not blocks[-1].parameters or not set(blocks[-1].layers()) & set(model.head.modules()):
+        raise ValueError(f"expected a {model.architecture} with a classifier, got one without; create it with num_classes > 0.")
+    if num_blocks is None:
+        return blocks
+    if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or not 1 <= num_blocks < len(blocks):
+        raise ValueError(
+            f"num_blocks must be in [1, {len(blocks) - 1}] for this {model.architecture}, got {num_blocks}; "
+            "None is the whole network."
+        )
+    return blocks[-num_blocks:]
+
+
+@contextmanager
+def trained_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Train these parameters and no others of ``model``."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def recorded_input(model: Classifier, modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what enters ``modules``, once per forward pass of ``model``: the input of the one that runs first.
+
+    With the modules of a block that is the input of the block as a container: of a pre-activation block what comes before
+    its first norm, of the classifier the pooled features.
+    """
+    inputs: list[Tensor] = []
+    armed = False
+
+    def arm(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal armed
+        armed = True
+
+    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal armed
+        if armed:
+            inputs.append(args[0])
+        armed = False
+
+    handles = [model.backbone.register_forward_pre_hook(arm)]
+    handles += [module.register_forward_pre_hook(record) for module in modules]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,26 @@
+"""Natural training, of the whole network or of its last blocks."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from .method import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Method):
+    """Cross-entropy on natural images: vanilla transfer ("TL" in CARTL), linear probing, or natural source training.
+
+    Args:
+        num_blocks: Blocks to train, counted from the classifier: 1 is linear probing, None the whole network.
+    """
+
+    num_blocks: int | None = None
+
+    @property
+    def trained_blocks(self):
+        return self.num_blocks
+
+    def losses(self, model, batch):
+        logits = model(batch.images)
+        return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits}

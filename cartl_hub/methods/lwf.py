@@ -1,0 +1,81 @@
+"""Learning without forgetting (LwF), on features."""
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..blocks import recorded_input
+from .method import Images, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class LwF(Method):
+    """Fine-tuning of all layers that keeps the penultimate features near the source's (Shafahi et al., ICLR 2020,
+    https://arxiv.org/abs/1905.08232), ``CE + weight * ||z(x) - z_source(x)||``, mean over the batch.
+
+    Without augmentation the source's features are computed once, before the first step; with it, at each step.
+
+    Args:
+        weight: Of the distance; the authors' code uses 0.005 with the 1-norm.
+        norm: 1 as in the authors' code and CARTL's baseline, 2 as in the paper.
+        warm_start: Share of the run, in [0, 1], in which the classifier alone is trained, on the source's features.
+    """
+
+    weight: float = 0.005
+    norm: Literal[1, 2] = 1
+    warm_start: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.norm not in (1, 2):
+            raise ValueError(f"norm must be 1 or 2, got {self.norm!r}.")
+        if not 0 <= self.warm_start <= 1:
+            raise ValueError(f"warm_start must be a share of the run in [0, 1], got {self.warm_start}.")
+
+    @contextmanager
+    def setup(self, model, images=None):
+        source = SourceFeatures(model, images)
+        with super().setup(model, images):
+            yield {"source": source}
+
+    def losses(self, model, batch, source):
+        target = source(batch.images, batch.indices)
+        if batch.progress < self.warm_start:
+            logits = model.head(target).flatten(1)
+            cross_entropy = F.cross_entropy(logits, batch.labels)
+            return {"loss": cross_entropy, "cross_entropy": cross_entropy, "logits": logits}
+        with recorded_input(model, [model.head]) as features:
+            logits = model(batch.images)
+        distance = (features[0].flatten(1).float() - target.flatten(1).float()).norm(p=self.norm, dim=1).mean()
+        cross_entropy = F.cross_entropy(logits, batch.labels)
+        return {
+            "loss": cross_entropy + self.weight * distance,
+            "cross_entropy": cross_entropy,
+            "feature_distance": distance,
+            "logits": logits,
+        }
+
+
+class SourceFeatures(nn.Module):
+    """Penultimate features of a frozen copy of the source, from a table where the images are known beforehand."""
+
+    def __init__(self, model, images: Images | None):
+        super().__init__()
+        self._source = [copy.deepcopy(model).eval().requires_grad_(False)]  # in a list: not part of what is trained or saved
+        self.register_buffer("table", None, persistent=False)
+        if images is not None:
+            rows = [self._compute(images.get(part)) for part in torch.arange(images.num_images).split(256)]
+            self.table = torch.cat(rows)
+
+    @torch.no_grad()
+    def _compute(self, images: Tensor) -> Tensor:
+        with recorded_input(self._source[0], [self._source[0].head]) as features:
+            self._source[0](images)
+        return features[0]
+
+    def forward(self, images: Tensor, indices: Tensor) -> Tensor:
+        return self._compute(images) if self.table is None else self.table[indices]

@@ -1,0 +1,79 @@
+"""What a training method is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..blocks import last_blocks, trained_only
+from ..models import Classifier
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one training step sees.
+
+    Args:
+        images: Augmented, in [0, 1], [B, C, H, W].
+        labels: Classes, [B].
+        indices: Positions of the images in the training data, [B].
+        keys: Of the images' random numbers in this epoch, [B] (:func:`cartl_hub.randomness.image_keys`).
+        progress: Share of the training done before this step, in [0, 1).
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    keys: Tensor
+    progress: float
+
+
+@dataclass(frozen=True)
+class Images:
+    """The training images as a method may want to see them before the first step.
+
+    Args:
+        num_images: How many.
+        get: Indices [B] to images in [0, 1], not augmented, on the model's device.
+    """
+
+    num_images: int
+    get: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """The hyper-parameters of a training method, how it holds the model, and what it minimises.
+
+    A method leaves batch norm's statistics alone: they are the business of :class:`cartl_hub.BatchNormPolicy`.
+    """
+
+    @property
+    def trained_blocks(self) -> int | None:
+        """Blocks that are trained, counted from the classifier; None is the whole network."""
+        return None
+
+    def adapt(self, model: Classifier) -> None:
+        """Change the architecture where the method needs it; this stays and is saved with the model."""
+        return None
+
+    @contextmanager
+    def setup(self, model: Classifier, images: Images | None = None) -> Iterator[Mapping[str, nn.Module]]:
+        """Hold ``model`` in the state in which it is trained; yield the other modules that the losses need.
+
+        Args:
+            model: The model to train.
+            images: The training images, where they can be looked up and are not augmented.
+        """
+        parameters = [p for block in last_blocks(model, self.trained_blocks) for p in block.parameters.values()]
+        with trained_only(model, parameters):
+            yield {}
+
+    @abstractmethod
+    def losses(self, model: Classifier, batch: Batch, **modules: nn.Module) -> dict[str, Tensor]:
+        """Losses of one batch: ``"loss"`` is minimised, the other scalars are logged.
+
+        ``"logits"`` [B, K], where given, is what the training accuracy is computed from.
+        """

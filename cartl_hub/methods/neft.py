@@ -1,0 +1,95 @@
+"""Non-expansive fine-tuning (NEFT)."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..attacks.attack import eval_mode
+from ..blocks import last_blocks
+from ..models import Classifier
+from ..spectral import SigmaOf, Size, rescaled, weighted
+from .method import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class NEFT(Method):
+    """Fine-tuning of the last blocks on natural images, each weight rescaled to a spectral norm (Chen et al., CARTL, ICML 2021).
+
+    Every convolution and linear weight W of these blocks, those of shortcuts included, is ``beta * W / sigma(W)``. It is
+    folded into a plain weight when training ends.
+
+    Args:
+        num_blocks: Blocks to train, counted from the classifier.
+        beta: Spectral norm of each trained weight, > 0; the paper's best is 0.4.
+        power_iterations: Power iterations per forward pass.
+        sigma: "kernel": norm of the kernel reshaped to [out, in * kh * kw], as the authors'. "operator": norm of the
+            convolution as a map of its input, up to sqrt(kh * kw) times larger.
+        convex_residual: Sum the residuals of these blocks as 0.5 shortcut + 0.5 branch, as in the authors' NEFT networks.
+            It becomes part of the architecture; only the ``wrn*`` and ``resnet*_cifar`` have it.
+
+    Raises:
+        ValueError: On values out of range, or a convex residual sum for another architecture.
+    """
+
+    num_blocks: int
+    beta: float = 0.4
+    power_iterations: int = 1
+    sigma: SigmaOf = "kernel"
+    convex_residual: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta must be > 0, got {self.beta}.")
+        if self.power_iterations < 1:
+            raise ValueError(f"power_iterations must be >= 1, got {self.power_iterations}.")
+        if self.sigma not in ("kernel", "operator"):
+            raise ValueError(f"sigma must be 'kernel' or 'operator', got {self.sigma!r}.")
+
+    @property
+    def trained_blocks(self):
+        return self.num_blocks
+
+    def adapt(self, model):
+        last_blocks(model, self.num_blocks)
+        if self.convex_residual:
+            if not hasattr(model.backbone, "set_convex_blocks"):
+                raise ValueError(
+                    f"convex_residual is part of the architecture, and {model.architecture} has no such option; "
+                    "use a wrn* or resnet*_cifar source, or convex_residual=False."
+                )
+            model.backbone.set_convex_blocks(self.num_blocks)
+
+    @contextmanager
+    def setup(self, model, images=None):
+        layers = weighted(layer for block in last_blocks(model, self.num_blocks) for layer in block.layers())
+        sizes = input_sizes(model, layers) if self.sigma == "operator" else {}
+        with (
+            super().setup(model, images),
+            rescaled(layers, self.beta, iterations=self.power_iterations, sigma=self.sigma, sizes=sizes),
+        ):
+            yield {}
+
+    def losses(self, model, batch):
+        logits = model(batch.images)
+        return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits}
+
+
+def input_sizes(model: Classifier, layers: list[nn.Module]) -> dict[nn.Module, Size]:
+    """Height and width that each convolution among ``layers`` sees for an image of the model's input size."""
+    sizes: dict[nn.Module, Size] = {}
+
+    def record(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].ndim == 4:
+            sizes[layer] = (args[0].shape[2], args[0].shape[3])
+
+    handles = [layer.register_forward_pre_hook(record) for layer in layers]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(torch.zeros(1, model.image_policy.num_channels, *model.image_policy.size, device=model.mean.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes

@@ -1,0 +1,4 @@
+from .cifar_resnet import CifarResNet as CifarResNet
+from .classifier import Classifier as Classifier
+from .classifier import create_model as create_model
+from .wide_resnet import WideResNet as WideResNet

@@ -1,0 +1,96 @@
+"""Residual networks with the small stem that 32x32 images need (He et al., 2016, https://arxiv.org/abs/1512.03385).
+
+timm's ResNet with a 3x3 first convolution of stride 1 and no max-pooling; everything else is timm's.
+"""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+
+class HalvedReLU(nn.Module):
+    """ReLU of half its input: after the sum of shortcut and branch it makes the sum convex."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(0.5 * x)
+
+
+class CifarResNet(ResNet):
+    """ResNet for small images.
+
+    Args:
+        block: timm's residual block.
+        layers: Blocks of each of the four stages.
+        convex_blocks: In the last blocks, counted from the classifier, sum residuals as 0.5 shortcut + 0.5 branch (CARTL).
+        kwargs: As for timm's ``ResNet``.
+    """
+
+    def __init__(self, block: type[nn.Module], layers: tuple[int, ...], convex_blocks: int = 0, **kwargs: Any):
+        super().__init__(block, layers, **kwargs)
+        self.in_chans = kwargs.get("in_chans", 3)
+        self.conv1 = nn.Conv2d(self.in_chans, 64, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.maxpool = nn.Identity()
+        self.feature_info = [info | {"reduction": max(1, info["reduction"] // 4)} for info in self.feature_info]
+        self.set_convex_blocks(convex_blocks)
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """Arguments that a saved config needs beside the architecture's name."""
+        args = dict(convex_blocks=self.convex_blocks, in_chans=self.in_chans)
+        return {name: value for name, value in args.items() if value != dict(convex_blocks=0, in_chans=3)[name]}
+
+    def set_convex_blocks(self, num_blocks: int) -> None:
+        """Make the residual sums of the last ``num_blocks`` blocks convex, the others plain.
+
+        The classifier counts as a block and holds no sum.
+        """
+        blocks = [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+        self.convex_blocks = num_blocks
+        for index, block in enumerate(blocks):
+            convex = len(blocks) - index + 1 <= num_blocks
+            name = "act3" if isinstance(block, Bottleneck) else "act2"
+            setattr(block, name, HalvedReLU() if convex else nn.ReLU(inplace=True))
+
+
+def _cfg() -> dict[str, Any]:
+    return dict(
+        url="",
+        num_classes=10,
+        input_size=(3, 32, 32),
+        pool_size=(4, 4),
+        crop_pct=1.0,
+        interpolation="bilinear",
+        mean=(0.5071, 0.4865, 0.4409),  # CIFAR-100
+        std=(0.2673, 0.2564, 0.2762),
+        first_conv="conv1",
+        classifier="fc",
+        license="mit",
+    )
+
+
+default_cfgs = generate_default_cfgs({f"resnet{depth}_cifar": _cfg() for depth in (18, 34, 50)})
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
+    return build_model_with_cfg(CifarResNet, name, pretrained, **kwargs)
+
+
+@register_model
+def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-18 with a 3x3 stem and no max-pooling."""
+    return _create("resnet18_cifar", pretrained, **dict(block=BasicBlock, layers=(2, 2, 2, 2), **kwargs))
+
+
+@register_model
+def resnet34_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-34 with a 3x3 stem and no max-pooling."""
+    return _create("resnet34_cifar", pretrained, **dict(block=BasicBlock, layers=(3, 4, 6, 3), **kwargs))
+
+
+@register_model
+def resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-50 with a 3x3 stem and no max-pooling."""
+    return _create("resnet50_cifar", pretrained, **dict(block=Bottleneck, layers=(3, 4, 6, 3), **kwargs))

@@ -1,0 +1,165 @@
+"""The model class of the library."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..images import ImagePolicy
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Most probable classes of one picture, best first.
+
+    Args:
+        names: Label names, or class numbers as strings where the model has no names.
+        probabilities: Of these classes, in [0, 1].
+    """
+
+    names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {share:.1%}" for name, share in zip(self.names, self.probabilities, strict=True))
+
+
+class Classifier(nn.Module):
+    """A timm backbone that takes images in [0, 1].
+
+    Normalisation is the first step, so that attacks work in pixel space. Its constants come from the backbone's
+    ``pretrained_cfg`` and are not part of the weights: a saved backbone expects normalised input, as in timm.
+
+    Args:
+        backbone: A timm model with a ``group_matcher``, e.g. ``timm.create_model("resnet18", num_classes=10)``.
+        architecture: timm's name of it; found by itself for a model that ``timm.create_model`` made.
+        model_args: Arguments of ``timm.create_model`` beside ``num_classes``, as a saved config needs them.
+        label_names: Name of each class.
+        image_policy: How pictures become inputs; by default the size and channels that the backbone was made for.
+        lineage: What the model was made from and how; JSON, saved with the model.
+
+    Raises:
+        TypeError: If ``backbone`` isn't a timm model.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        architecture: str | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        label_names: Sequence[str] | None = None,
+        image_policy: ImagePolicy | None = None,
+        lineage: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if not all(hasattr(backbone, name) for name in ("pretrained_cfg", "group_matcher", "get_classifier")):
+            raise TypeError(
+                f"expected a timm model with a group_matcher, got {type(backbone).__name__}; make it with timm.create_model, "
+                "or, only to evaluate it, pass it to cartl_hub.evaluate as it is."
+            )
+        cfg: Any = backbone.pretrained_cfg
+        self.backbone = backbone
+        self.architecture = architecture or cfg["architecture"]
+        self._model_args = dict(model_args or {})
+        self.label_names = None if label_names is None else tuple(map(str, label_names))
+        self.lineage = dict(lineage or {})
+        in_chans, *size = cfg["input_size"]
+        in_chans = getattr(backbone, "in_chans", in_chans)
+        self.image_policy = image_policy or ImagePolicy(
+            size=_input_size(backbone, size),
+            mode="L" if in_chans == 1 else "RGB",
+            interpolation=cfg["interpolation"] if cfg.get("interpolation") in ("nearest", "bilinear", "bicubic") else "bicubic",
+        )
+        for name in ("mean", "std"):
+            values = tuple(cfg[name])
+            if len(values) != in_chans:  # timm keeps three constants for a network of one channel
+                values = (sum(values) / len(values),) * in_chans
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.backbone.num_classes)
+
+    @property
+    def head(self) -> nn.Module:
+        """The classifier layer."""
+        return self.backbone.get_classifier()
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """Arguments with which ``timm.create_model`` builds the backbone again, beside ``num_classes``."""
+        return self._model_args | getattr(self.backbone, "model_args", {})
+
+    def reset_head(self, label_names: Sequence[str], *, seed: int = 0) -> None:
+        """Replace the classifier by a new one for these classes, drawn from ``seed``."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.backbone.reset_classifier(len(label_names))
+        self.label_names = tuple(map(str, label_names))
+        self.head.to(self.mean.device)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features, the input of the classifier: [B, C, H, W] in [0, 1] -> [B, D]."""
+        maps = self.backbone.forward_features((images - self.mean) / self.std)
+        return self.backbone.forward_head(maps, pre_logits=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: [B, C, H, W] in [0, 1] -> [B, K]."""
+        return self.backbone((images - self.mean) / self.std)
+
+    @torch.inference_mode()
+    def predict(self, pictures: Any, *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
+        """Names and probabilities for pictures of any size and form.
+
+        Args:
+            pictures: One picture or a list of them: PIL images, paths, encoded bytes, arrays [H, W(, C)], tensors [C, H, W].
+            top: Number of classes to give for each.
+            batch_size: Pictures in one forward pass.
+
+        Raises:
+            ValueError: If a picture can't be read; the message holds its position.
+        """
+        if not isinstance(pictures, (list, tuple)):
+            pictures = [pictures]
+        inputs = []
+        for position, picture in enumerate(pictures):
+            try:
+                inputs.append(self.image_policy(picture))
+            except ValueError as error:
+                raise ValueError(f"picture {position}: {error}") from error
+        names = self.label_names or tuple(map(str, range(self.num_classes)))
+        training, predictions = self.training, []
+        self.eval()
+        for start in range(0, len(inputs), batch_size):
+            batch = torch.stack(inputs[start : start + batch_size]).to(self.mean.device) / 255
+            for row in self(batch).float().softmax(1):
+                shares, classes = row.topk(min(top, len(row)))
+                predictions.append(Prediction(tuple(names[i] for i in classes.tolist()), tuple(shares.tolist())))
+        self.train(training)
+        return predictions
+
+
+def _input_size(backbone: nn.Module, size: Sequence[int]) -> tuple[int, int]:
+    """A ViT made for another ``img_size`` knows it; the others take what their config says."""
+    img_size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    height, width = img_size or size
+    return int(height), int(width)
+
+
+def create_model(name: str, **kwargs: Any) -> Classifier:
+    """``timm.create_model`` with the normalisation inside.
+
+    Args:
+        name: timm's name, e.g. "wrn28_4" or "resnet18".
+        kwargs: As for ``timm.create_model``.
+    """
+    backbone = timm.create_model(name, **kwargs)
+    kept = {key: value for key, value in kwargs.items() if key not in ("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
+    return Classifier(backbone, architecture=name.partition(".")[0] if not name.startswith(("hf-hub:", "local-dir:")) else None, model_args=kept)

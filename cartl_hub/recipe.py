@@ -1,0 +1,108 @@
+"""Recipes: what a source model is made from, in one YAML file that makes it again."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import attacks, methods
+from .config import from_dict
+from .data import Augmentation
+from .loading import DataArguments
+from .methods import Method
+from .methods.adversarial import EpsSchedule
+from .models import Classifier, create_model
+from .training import Schedule, TrainingArguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeData:
+    """Data that a recipe trains on.
+
+    Args:
+        id: On the Hub.
+        local: Folder that is used instead where it exists, relative to the working directory.
+        read: How to read it.
+        licence: Of the data, for the card.
+    """
+
+    id: str
+    local: str | None = None
+    read: DataArguments = field(default_factory=DataArguments)
+    licence: str = "unknown"
+
+    @property
+    def location(self) -> str:
+        return self.local if self.local and Path(self.local).exists() else self.id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to make a source model.
+
+    Args:
+        id: Of the model: architecture, objective with its split, data; e.g. "wrn16_2.fdm4_cifar100".
+        title: One sentence on it, for the card.
+        architecture: timm's name.
+        model_args: Further arguments of the architecture.
+        mean: Normalisation, per channel.
+        std: Normalisation, per channel.
+        data: To train on.
+        method: Source objective.
+        training: How to train.
+    """
+
+    id: str
+    title: str
+    architecture: str
+    data: RecipeData
+    method: Method
+    training: TrainingArguments
+    model_args: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] = (0.5071, 0.4865, 0.4409)
+    std: tuple[float, ...] = (0.2673, 0.2564, 0.2762)
+
+    def create_model(self, num_classes: int) -> Classifier:
+        """The untrained network, drawn from the recipe's seed."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.training.seed)
+            return create_model(
+                self.architecture,
+                num_classes=num_classes,
+                pretrained_cfg_overlay={"mean": self.mean, "std": self.std},
+                **self.model_args,
+            )
+
+
+KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        *(getattr(attacks, name) for name in ("PGD", "FGSM", "RFGSM", "NFGSM")),
+        *(getattr(methods, name) for name in ("AdversarialTraining", "FDM", "FineTuning", "LwF", "NEFT")),
+        *(Augmentation, DataArguments, EpsSchedule, Recipe, RecipeData, Schedule, TrainingArguments),
+    )
+}
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        ValueError: If the file isn't a recipe; the message names the entry.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"expected a recipe in {path}, which does not exist.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected YAML in {path}: {error}") from error
+    try:
+        return from_dict(content, KINDS, default="Recipe")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,694 @@
+"""One training loop for every method.
+
+Order of the images, augmentation, random starts and dropout depend on (seed, epoch, image) or on (seed, step) alone, so that
+a run that was killed and resumed ends with the weights of one that was not, bit for bit on a CPU.
+"""
+
+import copy
+import csv
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .attacks import FGSM, NFGSM, PGD, RFGSM, Attack
+from .batchnorm import BatchNormPolicy
+from .blocks import last_blocks, list_blocks
+from .data import Augmentation, Data, DataError, ImageData
+from .methods import Batch, Method
+from .methods.method import Images
+from .models import Classifier
+from .randomness import image_keys
+from .spectral import plain_state_dict
+
+logger = logging.getLogger(__name__)
+
+OVERFITTING_GAP = 0.15  # FGSM accuracy above PGD-10 accuracy that means catastrophic overfitting
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message says what is kept and how to continue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning rate over the run, as a factor of its peak.
+
+    Args:
+        warmup: Share of the run in which it rises linearly from 0.
+        decay: After that "linear" or "cosine" to 0, "steps" at the milestones, or "constant".
+        milestones: Shares of the run at which "steps" multiplies it by ``gamma``.
+        gamma: Factor at each milestone.
+    """
+
+    warmup: float = 0.1
+    decay: Literal["linear", "cosine", "steps", "constant"] = "linear"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("linear", "cosine", "steps", "constant"):
+            raise ValueError(f"decay must be linear, cosine, steps or constant, got {self.decay!r}.")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup must be a share of the run in [0, 1], got {self.warmup}.")
+
+    def factor(self, step: int, num_steps: int) -> float:
+        """Factor at ``step``, counted from 0."""
+        warm = self.warmup * num_steps
+        if step + 1 < warm:
+            return (step + 1) / warm
+        if self.decay == "constant":
+            return 1.0
+        if self.decay == "steps":
+            return self.gamma ** sum(step >= milestone * num_steps for milestone in self.milestones)
+        left = min(1.0, (num_steps - step) / max(num_steps - warm, 1))
+        return left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArguments:
+    """How to train, whatever the method.
+
+    Args:
+        epochs: Passes over the data.
+        max_steps: Steps instead of epochs; needed for a streaming data set.
+        batch_size: Images per step over all processes.
+        optimizer: "sgd" with momentum, or "adamw".
+        lr: Peak learning rate.
+        schedule: Of the learning rate.
+        momentum: Of SGD.
+        nesterov: Momentum of Nesterov's kind.
+        weight_decay: On every trained parameter.
+        clip_grad_norm: Largest 2-norm of the gradient; None for no bound.
+        precision: "fp32", "bf16", or "auto": a few steps of both are timed once and the faster is taken.
+        ema: Decay of an exponential moving average of the weights, which then is the result; None for none.
+        augmentation: None for none.
+        seed: Of order, augmentation, random starts and dropout.
+        validate_every: Epochs between validations.
+        validation_attack: Whose robust accuracy chooses the best checkpoint.
+        validation_images: Validation images it is run on, at most.
+        patience: Validations without a better robust accuracy after which training stops; None for never.
+        load_best: Return the best weights by validation robust accuracy rather than the last.
+        checkpoint_every: Epochs between checkpoints.
+        checkpoint_minutes: Minutes between checkpoints, if that is sooner.
+        sync_batchnorm: Share batch statistics between GPUs. Otherwise, and on CPUs, each process uses its own part of the batch.
+        channels_last: Memory layout of images and weights; faster for convolutions.
+        log_with: Tracker of accelerate, e.g. "tensorboard"; it writes into the output folder.
+
+    Raises:
+        ValueError: On values out of range.
+    """
+
+    epochs: int = 20
+    max_steps: int | None = None
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.02
+    schedule: Schedule = field(default_factory=Schedule)
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    clip_grad_norm: float | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    ema: float | None = None
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
+    seed: int = 0
+    validate_every: int = 1
+    validation_attack: Attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
+    validation_images: int = 512
+    patience: int | None = None
+    load_best: bool = False
+    checkpoint_every: int = 1
+    checkpoint_minutes: float = 10.0
+    sync_batchnorm: bool = False
+    channels_last: bool = True
+    log_with: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every", "validation_images", "checkpoint_every", "patience", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}.")
+        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("optimizer", ("sgd", "adamw"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be a decay in (0, 1) or None, got {self.ema}.")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be > 0, got {self.lr}.")
+
+    def num_steps(self, data: Data) -> int:
+        """Steps of the whole run on ``data``."""
+        per_epoch = data.steps_per_epoch(self.batch_size)
+        if self.max_steps is not None:
+            return self.max_steps
+        if per_epoch is None:
+            raise ValueError("expected max_steps for a streaming data set, whose length is unknown; got None.")
+        return self.epochs * per_epoch
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Accuracies on validation images, in [0, 1]."""
+
+    step: int
+    clean_acc: float
+    robust_acc: float
+    fgsm_acc: float | None = None
+
+
+@dataclass
+class Result:
+    """What a training run did.
+
+    Args:
+        steps: Steps done.
+        num_steps: Steps planned.
+        precision: Of the forward passes, "fp32" or "bf16".
+        seconds: Spent in the loop, over all resumed parts.
+        images_per_second: Training images per second, over all resumed parts.
+        validations: In the order of the steps.
+        best: The validation with the highest robust accuracy, on whose weights ``load_best`` settles.
+        stopped: Why it ended early, or None.
+        weights: Which weights the model has now: "last" or "best".
+        device: Where it ran.
+        timing: Seconds per step of fp32 and bf16, where "auto" measured them.
+    """
+
+    steps: int = 0
+    num_steps: int = 0
+    precision: str = "fp32"
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    validations: list[Validation] = field(default_factory=list)
+    best: Validation | None = None
+    stopped: str | None = None
+    weights: str = "last"
+    device: str = "cpu"
+    timing: dict[str, float] = field(default_factory=dict)
+
+
+class Task(nn.Module):
+    """A model under a method: ``forward`` is the training step, which is what DDP wraps."""
+
+    def __init__(self, model: Classifier, method: Method, modules: Mapping[str, nn.Module]):
+        super().__init__()
+        self.model, self.method, self.extras = model, method, nn.ModuleDict(modules)
+        self.precision = "fp32"
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        bf16 = torch.autocast(batch.images.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with bf16:
+            return self.method.losses(self.model, batch, **self.extras)
+
+
+def train(
+    model: Classifier,
+    method: Method,
+    data: Data,
+    *,
+    validation: ImageData | None = None,
+    bn: BatchNormPolicy | None = None,
+    arguments: TrainingArguments | None = None,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+) -> Result:
+    """Train ``model`` in place and leave it in eval mode; on an error it keeps the weights it had.
+
+    Runs unchanged in several processes (``torchrun``, ``accelerate launch``): each takes its part of every batch, gradients
+    are averaged, files are written once. Batch statistics are those of each process unless ``sync_batchnorm``.
+
+    Args:
+        model: A classifier for the classes of ``data``.
+        method: What is trained and what is minimised.
+        data: Training images.
+        validation: Images that choose the best checkpoint; never those that are reported on.
+        bn: Batch-norm policy; by default the source's statistics and trained affine maps.
+        arguments: How to train.
+        output_dir: Where checkpoints and logs go; None writes nothing.
+        resume: Continue from the checkpoint in ``output_dir`` where there is one.
+
+    Raises:
+        ValueError: On arguments that don't fit the data or the model, before the first step.
+        TrainingError: If the loss becomes NaN or infinite; the last good checkpoint is kept.
+        DataError: If an image can't be read; a checkpoint of the step before is written first.
+    """
+    run = _Run(model, method, data, validation, bn or BatchNormPolicy(), arguments or TrainingArguments(), output_dir, resume)
+    with torch.random.fork_rng():
+        return run()
+
+
+class _Run:
+    """One call of :func:`train`."""
+
+    def __init__(self, model, method, data, validation, bn, arguments, output_dir, resume):
+        self.model, self.method, self.data, self.validation = model, method, data, validation
+        self.bn, self.arguments = bn, arguments
+        self.folder = None if output_dir is None else Path(output_dir)
+        self.num_steps = arguments.num_steps(data)
+        self.per_epoch = data.steps_per_epoch(arguments.batch_size)
+        self.period = self.per_epoch or max(1, self.num_steps // 10)  # what stands for an epoch of a streaming data set
+        if len(data.label_names) != model.num_classes:
+            raise ValueError(
+                f"expected a model for the {len(data.label_names)} classes of the data, got one for {model.num_classes}; "
+                "call model.reset_head(data.label_names) first."
+            )
+        self.accelerator = Accelerator(
+            mixed_precision="no",  # the step casts by itself: accelerate fixes one precision for a whole process
+            log_with=arguments.log_with,
+            project_dir=None if self.folder is None else str(self.folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        )
+        world = self.accelerator.num_processes
+        if arguments.batch_size % world:
+            raise ValueError(f"batch_size must be a multiple of the {world} processes, got {arguments.batch_size}.")
+        if isinstance(data, ImageData) and len(data) < world:
+            raise ValueError(f"expected at least one training image per process, got {len(data)} for {world}.")
+        if arguments.log_with and self.folder is None:
+            raise ValueError("log_with needs an output_dir to write to, got None.")
+        method.adapt(model)
+        self.result = Result(num_steps=self.num_steps, device=_device_name(self.accelerator.device))
+        self.fingerprint = _fingerprint(method, bn, arguments, data, model)
+        self.checkpoint = self._read_checkpoint() if resume else None
+        self.losses: list[tuple[int, float, float]] = []
+        self.pending: list[tuple[int, Tensor, Tensor]] = []
+        self.stale = 0  # validations since the best one
+
+    def __call__(self) -> Result:
+        device = self.accelerator.device
+        self.model.to(device)
+        working = copy.deepcopy(self.model)  # ``self.model`` stays plain: it validates, and gets the result
+        if self.arguments.channels_last:
+            working.to(memory_format=torch.channels_last)
+        if self.arguments.sync_batchnorm and device.type == "cuda" and self.accelerator.num_processes > 1:
+            from timm.layers import convert_sync_batchnorm
+
+            working.backbone = convert_sync_batchnorm(working.backbone)
+        if isinstance(self.data, ImageData):
+            self.data = self.data.to(device)
+        tuned = {id(layer) for block in last_blocks(working, self.method.trained_blocks) for layer in block.layers()}
+        layers = [layer for block in list_blocks(working) for layer in block.layers()]
+        submodel = [layer for layer in layers if id(layer) in tuned]
+        extractor = [layer for layer in layers if id(layer) not in tuned]
+        if self.accelerator.is_main_process:
+            logger.info(self.bn.describe(extractor, submodel))
+        with self.method.setup(working, self._known_images()) as modules, self.bn.hold(extractor, submodel):
+            task = Task(working, self.method, modules).to(device)
+            state = self._fit(task)
+        self.model.load_state_dict(state)
+        self.model.eval()
+        return self.result
+
+    def _known_images(self) -> Images | None:
+        data = self.data
+        if not isinstance(data, ImageData) or self.arguments.augmentation is not None:
+            return None
+        return Images(len(data), lambda indices: self._to_float(data.get(indices)))
+
+    def _to_float(self, images: Tensor) -> Tensor:
+        images = images.to(self.accelerator.device, non_blocking=True).float() / 255
+        return images.contiguous(memory_format=torch.channels_last) if self.arguments.channels_last else images
+
+    def _fit(self, task: Task) -> dict[str, Tensor]:
+        """Run the steps; returns the plain state of the result."""
+        arguments, accelerator, main = self.arguments, self.accelerator, self.accelerator.is_main_process
+        trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+        if not trained:
+            raise ValueError("no parameter is left to train: the batch-norm policy freezes all that the method would train.")
+        optimizer = self._optimizer(trained)
+        self.average = {name: t.clone() for name, t in plain_state_dict(task.model).items()} if arguments.ema else None
+        start = self._restore(task, optimizer)
+        task.precision = self.result.precision = self._precision(task)
+        wrapped = accelerator.prepare_model(task)
+        self._open_logs()
+        batches = self.data.training_batches(
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            start=start,
+            stop=self.num_steps,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        saved_at = time.monotonic()
+        begun, seconds = saved_at, self.result.seconds
+        bar = tqdm(total=self.num_steps, initial=start, disable=not main, unit="step", dynamic_ncols=True, mininterval=1.0)
+        with bar:
+            for step in range(start, self.num_steps):
+                try:
+                    drawn = next(batches)
+                except StopIteration:
+                    self.result.stopped = f"the data ended after {step} of {self.num_steps} steps"
+                    break
+                except DataError as error:
+                    where = self._save(task, optimizer, step)
+                    raise DataError(f"{error} Training stopped at step {step}{where}") from error
+                self._step(wrapped, task, optimizer, trained, drawn, step)
+                self.result.seconds = seconds + time.monotonic() - begun
+                if main and self.losses:
+                    bar.set_postfix(loss=f"{self.losses[-1][1]:.3f}", acc=f"{self.losses[-1][2]:.0%}", refresh=False)
+                bar.update()
+                done = step + 1
+                epoch_end = done % self.period == 0 or done == self.num_steps
+                if self.validation is not None and (
+                    done == self.num_steps or done % (self.period * arguments.validate_every) == 0
+                ):
+                    self._flush()
+                    self._validate(task, done, bar)
+                late = accelerator.num_processes == 1 and time.monotonic() - saved_at > 60 * arguments.checkpoint_minutes
+                due = epoch_end and (done // self.period) % arguments.checkpoint_every == 0
+                if due or late or done == self.num_steps or self.result.stopped:
+                    self._save(task, optimizer, done)
+                    saved_at = time.monotonic()
+                if self.result.stopped:
+                    break
+        self._flush()
+        self.result.steps = start if self.num_steps == start else done
+        self.result.images_per_second = self.result.steps * arguments.batch_size / max(self.result.seconds, 1e-9)
+        accelerator.end_training()
+        accelerator.wait_for_everyone()
+        return self._final_state(task)
+
+    def _step(self, wrapped, task: Task, optimizer, trained: list[nn.Parameter], drawn, step: int) -> None:
+        arguments, device = self.arguments, self.accelerator.device
+        torch.manual_seed((arguments.seed * 1_000_003 + step) * 4096 + self.accelerator.process_index)  # dropout
+        labels, indices = drawn.labels.to(device), drawn.indices.to(device)
+        keys = image_keys(arguments.seed, drawn.epoch, indices)
+        images = drawn.images.to(device, non_blocking=True)
+        if arguments.augmentation is not None:
+            images = arguments.augmentation(images, keys)
+        batch = Batch(self._to_float(images), labels, indices, keys, step / self.num_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.lr * arguments.schedule.factor(step, self.num_steps)
+        wrapped.train()
+        outputs = wrapped(batch)
+        self.accelerator.backward(outputs["loss"])
+        self._record(step, outputs, labels)
+        if arguments.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trained, arguments.clip_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            _update_average(self.average, plain_state_dict(task.model, converged=False), arguments.ema, step)
+
+    # What is measured on the way
+
+    def _record(self, step: int, outputs: dict[str, Tensor], labels: Tensor) -> None:
+        logits = outputs.get("logits")
+        accuracy = torch.tensor(math.nan) if logits is None else (logits.detach().argmax(1) == labels).float().mean()
+        self.pending.append((step, outputs["loss"].detach(), accuracy))
+        if self.accelerator.device.type == "cpu" or len(self.pending) >= 25:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Bring losses to the host; a loss that is not finite ends the run before its weights are saved."""
+        if not self.pending:
+            return
+        values = torch.stack([torch.stack([loss.float(), acc.to(loss.device).float()]) for _, loss, acc in self.pending])
+        values = self.accelerator.reduce(values, reduction="mean").cpu()
+        steps = [step for step, _, _ in self.pending]
+        self.pending.clear()
+        for step, (loss, accuracy) in zip(steps, values.tolist(), strict=True):
+            if not math.isfinite(loss):
+                kept = "nothing was saved" if self.folder is None else f"the last good checkpoint is {self._checkpoint_path}"
+                raise TrainingError(
+                    f"the loss became {loss} at step {step} of {self.num_steps}; {kept}. Lower lr (now {self.arguments.lr}), "
+                    "set clip_grad_norm=1.0, or use precision='fp32'."
+                )
+            self.losses.append((step, loss, accuracy))
+        if self.accelerator.is_main_process:
+            if self.folder is not None:
+                with open(self.folder / "losses.csv", "a", newline="") as file:
+                    csv.writer(file).writerows((s, f"{loss:.6g}", f"{acc:.4g}") for s, loss, acc in self.losses[-len(steps) :])
+            if self.arguments.log_with:
+                step, loss, accuracy = self.losses[-1]
+                lr = self.arguments.lr * self.arguments.schedule.factor(step, self.num_steps)
+                self.accelerator.log({"train/loss": loss, "train/accuracy": accuracy, "train/lr": lr}, step=step)
+
+    def _validate(self, task: Task, step: int, bar: tqdm) -> None:
+        """Measure the plain model on validation images and keep it if it is the best so far."""
+        state = self._current_state(task)
+        self.model.load_state_dict(state)
+        attacks: dict[str, Attack] = {"robust": self.arguments.validation_attack}
+        if isinstance(getattr(self.method, "attack", None), (FGSM, RFGSM, NFGSM)):
+            attacks["fgsm"] = FGSM(eps=self.arguments.validation_attack.eps)
+        accuracy = self._accuracies(attacks)
+        found = Validation(step, accuracy["clean"], accuracy["robust"], accuracy.get("fgsm"))
+        self.result.validations.append(found)
+        best = self.result.best
+        self.stale += 1
+        if best is None or (found.robust_acc, found.clean_acc) > (best.robust_acc, best.clean_acc):
+            self.result.best, self.stale = found, 0
+            self.best_state = {name: tensor.detach().clone() for name, tensor in state.items()}
+            if self.folder is not None and self.accelerator.is_main_process:
+                _write(self.folder / "best.safetensors", self.best_state, {"validation": json.dumps(vars(found))})
+        if self.accelerator.is_main_process:
+            weak = "" if found.fgsm_acc is None else f", FGSM {found.fgsm_acc:.1%}"
+            bar.write(f"step {step}: validation accuracy clean {found.clean_acc:.1%}, robust {found.robust_acc:.1%}{weak}")
+            if self.arguments.log_with:
+                self.accelerator.log({f"validation/{name}_accuracy": value for name, value in accuracy.items()}, step=step)
+        if found.fgsm_acc is not None and found.fgsm_acc - found.robust_acc > OVERFITTING_GAP:
+            self.result.stopped = (
+                f"catastrophic overfitting at step {step}: FGSM accuracy {found.fgsm_acc:.1%} is more than "
+                f"{OVERFITTING_GAP:.0%} above PGD accuracy {found.robust_acc:.1%}; the best weights before it are kept. "
+                "Train with PGD, or a smaller eps"
+            )
+        elif self.arguments.patience is not None and self.stale >= self.arguments.patience:
+            self.result.stopped = f"robust accuracy on validation has not risen for {self.stale} validations"
+
+    def _accuracies(self, attacks: Mapping[str, Attack]) -> dict[str, float]:
+        """Of the plain model, over all processes."""
+        assert self.validation is not None
+        accelerator, model = self.accelerator, self.model.eval()
+        num = min(len(self.validation), self.arguments.validation_images)
+        correct = dict.fromkeys(["clean", *attacks], 0)
+        mine = torch.arange(accelerator.process_index, num, accelerator.num_processes)
+        for indices in mine.split(128):
+            images = self._to_float(self.validation.get(indices))
+            labels = self.validation.labels[indices].to(images.device)
+            keys = image_keys(0, 0, indices.to(images.device))
+            for name in correct:
+                inputs = images
+                if name != "clean":
+                    inputs = attacks[name](model, images, labels, keys, until_broken=True)
+                with torch.inference_mode():
+                    correct[name] += int((model(inputs).argmax(1) == labels).sum())
+        counts = torch.tensor(list(correct.values()), device=accelerator.device)
+        counts = accelerator.reduce(counts, reduction="sum")
+        return {name: count / num for name, count in zip(correct, counts.tolist(), strict=True)}
+
+    # What the run starts from and ends with
+
+    def _optimizer(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+        arguments = self.arguments
+        if arguments.optimizer == "adamw":
+            return torch.optim.AdamW(trained, lr=arguments.lr, weight_decay=arguments.weight_decay)
+        nesterov = arguments.nesterov and arguments.momentum > 0
+        return torch.optim.SGD(
+            trained, lr=arguments.lr, momentum=arguments.momentum, nesterov=nesterov, weight_decay=arguments.weight_decay
+        )
+
+    def _precision(self, task: Task) -> str:
+        if self.checkpoint is not None:
+            return self.result.precision
+        if self.arguments.precision != "auto":
+            return self.arguments.precision
+        chosen: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            chosen = [self._faster_precision(task)]
+        (choice,) = broadcast_object_list(chosen)
+        return choice
+
+    def _faster_precision(self, task: Task) -> str:
+        """Time a few steps of each; the task is left as it was."""
+        before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+        drawn = next(self.data.training_batches(batch_size=self.arguments.batch_size, seed=0, start=0, stop=1))
+        indices = drawn.indices.to(self.accelerator.device)
+        labels = drawn.labels.to(self.accelerator.device)
+        batch = Batch(self._to_float(drawn.images), labels, indices, image_keys(0, 0, indices), 0.999)
+        task.train()
+        for precision in ("fp32", "bf16"):
+            task.precision, durations = precision, []
+            for _ in range(4):
+                begun = time.perf_counter()
+                task(batch)["loss"].backward()
+                if indices.is_cuda:
+                    torch.cuda.synchronize()
+                durations.append(time.perf_counter() - begun)
+            self.result.timing[precision] = min(durations[1:])
+        task.zero_grad(set_to_none=True)
+        task.load_state_dict(before)
+        return min(self.result.timing, key=self.result.timing.__getitem__)
+
+    def _current_state(self, task: Task) -> dict[str, Tensor]:
+        return plain_state_dict(task.model) if self.average is None else self.average
+
+    def _final_state(self, task: Task) -> dict[str, Tensor]:
+        overfitted = (self.result.stopped or "").startswith("catastrophic")
+        if (self.arguments.load_best or overfitted) and self.result.best is not None:
+            self.result.weights = "best"
+            return self._best_state()
+        return {name: tensor.detach().clone() for name, tensor in self._current_state(task).items()}
+
+    def _best_state(self) -> dict[str, Tensor]:
+        if hasattr(self, "best_state"):
+            return self.best_state
+        assert self.folder is not None  # only a resumed run has not met its best weights itself
+        tensors, _ = _read(self.folder / "best.safetensors")
+        return tensors
+
+    # Files
+
+    @property
+    def _checkpoint_path(self) -> Path:
+        assert self.folder is not None
+        return self.folder / "checkpoint.safetensors"
+
+    def _open_logs(self) -> None:
+        """Make the folder, cut the log of losses at the step where the run goes on, start the trackers."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path, kept = self.folder / "losses.csv", []
+            if self.checkpoint is not None and path.exists():
+                with open(path, newline="") as file:
+                    rows = [row for row in csv.reader(file) if row and row[0].isdigit()]
+                kept = [row for row in rows if int(row[0]) < self.result.steps and len(row) == 3]
+            with open(path, "w", newline="") as file:
+                csv.writer(file).writerows([("step", "loss", "accuracy"), *kept])
+        if self.arguments.log_with:
+            self.accelerator.init_trackers("tracker")
+
+    def _save(self, task: Task, optimizer: torch.optim.Optimizer, step: int) -> str:
+        """Write a checkpoint from which the run goes on at ``step``; returns words on where it lies."""
+        self._flush()
+        if self.folder is None:
+            return "; nothing was saved, as there is no output_dir."
+        if self.accelerator.is_main_process:
+            tensors = {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
+            tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
+            scalars: dict[str, Any] = {}
+            for index, state in optimizer.state_dict()["state"].items():
+                for name, value in state.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer.{index}.{name}"] = value
+                    elif value is not None:
+                        scalars[f"{index}.{name}"] = value
+            result = vars(self.result) | {
+                "steps": step,
+                "validations": [vars(found) for found in self.result.validations],
+                "best": None if self.result.best is None else vars(self.result.best),
+            }
+            progress = {"step": step, "stale": self.stale, "result": result, "optimizer": scalars}
+            _write(
+                self._checkpoint_path, tensors, {"progress": json.dumps(progress), "fingerprint": json.dumps(self.fingerprint)}
+            )
+        return f"; the run goes on from {self._checkpoint_path} with resume=True."
+
+    def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        if self.folder is None:
+            raise ValueError("resume=True needs the output_dir of the run, got None.")
+        if not self._checkpoint_path.exists():
+            return None
+        tensors, metadata = _read(self._checkpoint_path)
+        saved = json.loads(metadata["fingerprint"])
+        different = [key for key in self.fingerprint if saved.get(key) != self.fingerprint[key]]
+        if different:
+            pairs = "; ".join(f"{key}: then {saved.get(key)}, now {self.fingerprint[key]}" for key in different)
+            raise ValueError(
+                f"expected the arguments with which {self._checkpoint_path} was begun, got others ({pairs}). "
+                "Use the same ones, or another output_dir."
+            )
+        return tensors, json.loads(metadata["progress"])
+
+    def _restore(self, task: Task, optimizer: torch.optim.Optimizer) -> int:
+        if self.checkpoint is None:
+            return 0
+        tensors, progress = self.checkpoint
+        device = self.accelerator.device
+        task.load_state_dict(_under("task.", tensors))
+        if self.average is not None:
+            self.average = {name: tensor.to(device) for name, tensor in _under("average.", tensors).items()}
+        state: dict[int, dict[str, Any]] = {}
+        entries = _under("optimizer.", tensors) | progress["optimizer"]
+        for name, value in entries.items():
+            index, _, entry = name.partition(".")
+            state.setdefault(int(index), {})[entry] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        result = progress["result"]
+        result["validations"] = [Validation(**found) for found in result["validations"]]
+        result["best"] = None if result["best"] is None else Validation(**result["best"])
+        self.result = Result(**result | {"device": self.result.device})
+        self.stale = progress["stale"]
+        return int(progress["step"])
+
+
+def _update_average(average: dict[str, Tensor], state: dict[str, Tensor], decay: float, step: int) -> None:
+    """Exponential moving average; in the first steps with a smaller decay, so that it forgets the start."""
+    decay = min(decay, (1 + step) / (10 + step))
+    floats = [name for name, tensor in average.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in floats], [state[name] for name in floats], 1 - decay)
+    for name in average.keys() - floats:
+        average[name].copy_(state[name])
+
+
+def _fingerprint(method: Method, bn: BatchNormPolicy, arguments: TrainingArguments, data: Data, model: Classifier) -> dict:
+    """What a run must have in common with the one it continues."""
+    from .config import to_dict
+
+    free = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
+    chosen = {key: value for key, value in to_dict(arguments).items() if key not in free}
+    return json.loads(
+        json.dumps(
+            {
+                "method": to_dict(method),
+                "bn": to_dict(bn),
+                "arguments": chosen,
+                "architecture": [model.architecture, model.num_classes, model.model_args],
+                "data": data.description.get("fingerprint"),
+            }
+        )
+    )
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file so that a reader sees the old one or the new one, whenever this process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    # memory formats are the loader's business; tensors that share memory would be refused
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary, dict(metadata))
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"expected a checkpoint of cartl_hub in {path}, got a damaged file ({error}). Remove it to start again."
+        ) from error
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
