@@ -40,7 +40,9 @@ class BatchNormPolicy:
         if not kept and not tuned:
             return "no batch norm in this model: the batch-norm policy has nothing to do"
         whose = "the source's" if self.extractor_statistics == "source" else "updated on the target"
-        return f"batch norm: statistics of {kept} frozen layers {whose}, affine maps of {tuned} trained layers {self.submodel_affine}"
+        parts = [f"statistics of {kept} frozen layers {whose}"] if kept else []
+        parts += [f"affine maps of {tuned} trained layers {self.submodel_affine}"] if tuned else []
+        return f"batch norm: {', '.join(parts)}"
 
     @contextmanager
     def hold(self, extractor: Iterable[nn.Module], submodel: Iterable[nn.Module]) -> Iterator[None]:

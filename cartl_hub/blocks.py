@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
+import torch
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ def list_blocks(model: Classifier) -> list[Block]:
     Blocks are counted from the classifier and the stem has no number (CARTL): "the last k blocks" are ``[-k:]``. The
     partition is the one that the architecture declares in timm's ``group_matcher``: a new architecture needs no code here.
     """
-    backbone = model.backbone
+    backbone, head = model.backbone, model.head
     parameters = dict(backbone.named_parameters())
     names = chain(parameters, (name for name, _ in backbone.named_buffers()))
     groups = group_with_matcher(((name, None) for name in names), backbone.group_matcher(coarse=False))
@@ -50,15 +51,19 @@ def list_blocks(model: Classifier) -> list[Block]:
             blocks.append(list(members))
         else:  # statistics without parameters go with what comes before
             blocks[-1].extend(members)
-    return [_block(backbone, members, parameters) for members in blocks]
+    return [_block(backbone, head, members, parameters) for members in blocks]
 
 
-def _block(backbone: nn.Module, members: list[str], parameters: dict[str, nn.Parameter]) -> Block:
+def _block(backbone: nn.Module, head: nn.Module, members: list[str], parameters: dict[str, nn.Parameter]) -> Block:
     kept = set(members)
+
+    def pools(module: nn.Module) -> bool:
+        """A container of the classifier also holds the pooling before it, which belongs to no block."""
+        return module is not head and any(inner is head for inner in module.modules())
 
     def largest(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
         inside = [f"{prefix}.{name}" if prefix else name for name, _ in chain(module.named_parameters(), module.named_buffers())]
-        if prefix and inside and kept.issuperset(inside):
+        if prefix and inside and kept.issuperset(inside) and not pools(module):
             yield prefix, module
         elif not kept.isdisjoint(inside):
             for name, child in module.named_children():
@@ -119,7 +124,8 @@ def recorded_input(model: Classifier, modules: Iterable[nn.Module]) -> Iterator[
     def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         nonlocal armed
         if armed:
-            inputs.append(args[0])
+            several = isinstance(args[0], (list, tuple))  # a layer of a DenseNet takes a list of feature maps
+            inputs.append(torch.cat([part.flatten(1) for part in args[0]], 1) if several else args[0])
         armed = False
 
     handles = [model.backbone.register_forward_pre_hook(arm)]

@@ -1,7 +1,6 @@
 """What a user chooses (attacks, methods, arguments) as plain JSON or YAML, and back."""
 
 import difflib
-import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -10,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import pydantic
 
-_FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
+_FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([1-9]\d*)\s*")
 
 
 def to_dict(value: Any) -> Any:
@@ -24,36 +23,43 @@ def to_dict(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_dict(config: Mapping[str, Any], kinds: Mapping[str, type], default: str | None = None) -> Any:
+def from_dict(
+    config: Mapping[str, Any], kinds: Mapping[str, type], default: str | None = None, expected: tuple[type, ...] = (object,)
+) -> Any:
     """The choice that :func:`to_dict` wrote, or that a recipe states; fractions like "8/255" are numbers.
 
     Args:
         config: Fields, with the class under "name".
         kinds: Classes by name.
-        default: Name where none is stated.
+        default: Name where none is stated; where only one kind is possible, that one.
+        expected: Classes of which, or of whose subclasses, it must be.
 
     Raises:
         ValueError: On an unknown class or field, or a value of the wrong type; the message names what there is.
     """
+    fitting = [name for name, kind in kinds.items() if issubclass(kind, expected)]
     if not isinstance(config, Mapping):
-        raise ValueError(f"expected a mapping with a name, one of {', '.join(kinds)}; got {config!r}.")
+        raise ValueError(f"expected a mapping with a name, one of {', '.join(fitting)}; got {config!r}.")
     values = dict(config)
-    name = values.pop("name", default)
-    if name not in kinds:
-        raise ValueError(f"unknown name {name!r}{_hint(str(name), kinds)}; expected one of {', '.join(kinds)}.")
+    name = values.pop("name", fitting[0] if len(fitting) == 1 else default)
+    if name not in fitting:
+        got = "the name is missing" if name is None else f"unknown name {name!r}{_hint(str(name), fitting)}"
+        raise ValueError(f"{got}; expected one of {', '.join(fitting)}.")
     kind = kinds[name]
-    known = [field.name for field in fields(kind)]
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{name} has no {key!r}{_hint(key, known)}; it has {', '.join(known)}.")
+    hints = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
     for key, value in values.items():
-        if isinstance(value, Mapping) and (choices := _choices(kind, key)):
-            default = choices[0].__name__ if len(choices) == 1 and not inspect.isabstract(choices[0]) else None
-            values[key] = from_dict(value, kinds, default=default)
-        elif isinstance(value, str) and (match := _FRACTION.fullmatch(value)):
-            values[key] = float(match[1]) / float(match[2])
+        if key not in hints:
+            raise ValueError(f"{name} has no {key!r}{_hint(str(key), hints)}; it has {', '.join(hints)}.")
+        choices: Any = tuple(choice for choice in (hints[key], *get_args(hints[key])) if is_dataclass(choice))
+        if choices and isinstance(value, Mapping):
+            try:
+                values[key] = from_dict(value, kinds, expected=choices)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        else:
+            values[key] = _fractions(value, hints[key])
     try:
-        return pydantic.TypeAdapter(kind, config=None).validate_python(values)
+        return pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         problems = [
             f"{'.'.join(map(str, item['loc'])) or name}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()
@@ -66,7 +72,10 @@ def _hint(word: str, words: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _choices(kind: type, key: str) -> list[type]:
-    """Dataclasses that a field can hold."""
-    hint = get_type_hints(kind)[key]
-    return [choice for choice in (hint, *get_args(hint)) if is_dataclass(choice) and isinstance(choice, type)]
+def _fractions(value: Any, hint: Any) -> Any:
+    """Numbers for strings like "8/255", where numbers are expected."""
+    if isinstance(value, (list, tuple)):
+        return [_fractions(item, hint) for item in value]
+    if isinstance(value, str) and float in (hint, *get_args(hint)) and (match := _FRACTION.fullmatch(value)):
+        return float(match[1]) / float(match[2])
+    return value

@@ -1,7 +1,9 @@
 """Images and labels that training and evaluation draw from."""
 
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -108,9 +110,8 @@ class ImageData:
             images = images[chosen.to(images.device)]
         else:
             images = _Chosen(images, chosen)
-        return ImageData(
-            self.labels[chosen], self.label_names, images, self.policy, self.description | description, self.workers
-        )
+        described = self.description | {"num_images": len(chosen)} | description
+        return ImageData(self.labels[chosen], self.label_names, images, self.policy, described, self.workers)
 
     def get(self, indices: Tensor) -> Tensor:
         """Images at ``indices``, uint8."""
@@ -150,10 +151,12 @@ class ImageData:
         if isinstance(self.images, Tensor) or not self.workers:
             yield from map(self.get, plans)
             return
-        loader = torch.utils.data.DataLoader(
-            _Batched(self.images, plans), batch_size=None, num_workers=self.workers, generator=torch.Generator(), prefetch_factor=4
-        )
-        yield from loader
+        # a generator of its own: the global one must not depend on where images come from
+        planned = _Planned(self.images, plans)
+        for drawn in torch.utils.data.DataLoader(planned, batch_size=None, num_workers=self.workers, generator=torch.Generator()):
+            if isinstance(drawn, DataError):
+                raise drawn
+            yield drawn
 
 
 class _Chosen:
@@ -166,7 +169,7 @@ class _Chosen:
         return self.images(self.chosen[list(indices)].tolist())
 
 
-class _Batched(torch.utils.data.Dataset):
+class _Planned(torch.utils.data.Dataset):
     """One item per planned batch, for the worker processes of a ``DataLoader``."""
 
     def __init__(self, images: Callable[[Sequence[int]], Tensor], plans: Sequence[Tensor]):
@@ -175,13 +178,22 @@ class _Batched(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.plans)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images(self.plans[index].tolist())
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        try:
+            return self.images(self.plans[index].tolist())
+        except DataError as error:  # given back, as a raised one would arrive with the worker's traceback for its message
+            return error
+
+
+_PART = 101  # stream of random numbers that divides a stream of examples
+_PIECES = 64  # of a stream, at most
 
 
 @dataclass(eq=False)
 class StreamingData:
     """A data set that is read from front to back and never held in memory (``datasets.IterableDataset``).
+
+    The stream must give the same examples in the same order each time it is read.
 
     Args:
         stream: The data set.
@@ -189,6 +201,7 @@ class StreamingData:
         policy: How pictures become inputs.
         image_column: Its name.
         label_column: Its name.
+        classes: Class of each raw label; by default a label is the class or its name.
         part: Share of the stream that is used, as (from, to) in [0, 1]; which examples is decided by their position.
         split_seed: Of that decision.
         shuffle_buffer: Examples from which the next one is drawn in training.
@@ -200,6 +213,7 @@ class StreamingData:
     policy: ImagePolicy
     image_column: str
     label_column: str
+    classes: Mapping[Any, int] | None = None
     part: tuple[float, float] = (0.0, 1.0)
     split_seed: int = 0
     shuffle_buffer: int = 1000
@@ -212,83 +226,98 @@ class StreamingData:
     def training_batches(
         self, *, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
     ) -> Iterator[Drawn]:
-        """As of :class:`ImageData`; a resumed run reads over what it has had."""
-        step, epoch, waiting = 0, 0, []
+        """As of :class:`ImageData`; a resumed run reads once over the stream to know how many batches it has."""
+        step, epoch = 0, 0
         while step < stop:
-            before = step
-            shuffled = self._numbered().shuffle(seed=seed + epoch, buffer_size=self.shuffle_buffer)
-            for example in shuffled:
-                waiting.append(example)
-                if len(waiting) == batch_size:
-                    if step >= start:
-                        yield self._draw(waiting[rank::world], epoch)
-                    step, waiting = step + 1, []
-                    if step == stop:
-                        return
-            if step == before and len(waiting) < batch_size and not self._any():
-                raise DataError("expected images in the stream, got none.")
-            epoch += 1
+            shuffled, per_epoch = self._shuffled(seed, epoch), 0
+            while examples := list(islice(shuffled, batch_size)):
+                if len(examples) < batch_size and (per_epoch or len(examples) < world):
+                    break
+                if step >= start:
+                    yield self._draw(examples[: len(examples) - len(examples) % world][rank::world], epoch)
+                step, per_epoch = step + 1, per_epoch + 1
+                if step == stop:
+                    return
+            if not per_epoch:
+                raise DataError(f"expected images in the {self._name} stream, at least one per process, got none.")
+            passed = max(start - step, 0) // per_epoch
+            step, epoch = step + passed * per_epoch, epoch + passed + 1
 
     def batches(self, batch_size: int) -> Iterator[Drawn]:
         """All images in order."""
-        waiting = []
-        for example in self._numbered():
-            waiting.append(example)
-            if len(waiting) == batch_size:
-                yield self._draw(waiting, 0)
-                waiting = []
-        if waiting:
-            yield self._draw(waiting, 0)
+        examples = (example for piece in range(self._num_pieces) for example in self._examples(piece))
+        while part := list(islice(examples, batch_size)):
+            yield self._draw(part, 0)
 
     def held(self, num_images: int) -> ImageData:
-        """The first images of the part, in memory."""
-        taken: list[Drawn] = []
-        for drawn in self.batches(min(64, num_images)):
-            taken.append(drawn)
-            if sum(len(part.labels) for part in taken) >= num_images:
-                break
-        if not taken:
-            raise DataError(f"expected images in the {self.description.get('split', 'data')} part of the stream, got none.")
-        images = torch.cat([part.images for part in taken])[:num_images]
-        labels = torch.cat([part.labels for part in taken])[:num_images]
-        return ImageData(labels, self.label_names, images, self.policy, self.description | {"num_images": len(labels)})
+        """Some images of the part, in memory: the first ones of each piece of the stream, as a stream may be sorted by class."""
+        each, examples = -(-num_images // self._num_pieces), []
+        for piece in range(self._num_pieces):
+            examples += islice(self._examples(piece), min(each, num_images - len(examples)))
+        if not examples:
+            raise DataError(f"expected images in the {self._name} stream, got none.")
+        drawn = self._draw(examples, 0)
+        return ImageData(
+            drawn.labels, self.label_names, drawn.images, self.policy, self.description | {"num_images": len(examples)}
+        )
 
-    def _any(self) -> bool:
-        return next(iter(self._numbered()), None) is not None
+    @property
+    def _name(self) -> str:
+        return str(self.description.get("split", "data"))
 
-    def _numbered(self) -> Any:
-        """The examples of the part, each with its position in the stream."""
-        import datasets
+    @property
+    def _num_pieces(self) -> int:
+        return max(1, min(self.stream.num_shards, _PIECES))
 
+    def _examples(self, piece: int) -> Iterator[tuple[Any, Any, int, int]]:
+        """Picture, label, piece and row of the examples of the part in one piece of the stream, undecoded."""
         low, high = self.part
+        pieces = self._num_pieces
+        stream = self.stream if pieces == 1 else self.stream.shard(pieces, piece)
+        blocks = (image_keys(self.split_seed, piece, torch.arange(start, start + 1024)) for start in count(step=1024))
+        draws = (draw for keys in blocks for draw in uniform(keys, stream=_PART).tolist())
+        for row, (example, draw) in enumerate(zip(stream, draws, strict=False)):
+            if low <= draw < high:
+                yield example[self.image_column], example[self.label_column], piece, row
 
-        def number(example: dict[str, Any], position: int) -> dict[str, Any]:
-            return {"image": example[self.image_column], "label": example[self.label_column], "position": position}
+    def _shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Any, Any, int, int]]:
+        """Pieces in random order, each next example drawn from a buffer.
 
-        def inside(position: int) -> bool:
-            draw = float(uniform(image_keys(self.split_seed, 0, torch.tensor([position])), stream=101))
-            return low <= draw < high
+        ``IterableDataset.shuffle`` would number the examples anew in each epoch, and so move them between the parts.
+        """
+        generator, buffer = random.Random(f"{seed} {epoch}"), []
+        for piece in permutation(seed, epoch, self._num_pieces).tolist():
+            for example in self._examples(piece):
+                if len(buffer) < self.shuffle_buffer:
+                    buffer.append(example)
+                    continue
+                position = generator.randrange(len(buffer))
+                yield buffer[position]
+                buffer[position] = example
+        generator.shuffle(buffer)
+        yield from buffer
 
-        stream = self.stream
-        features = stream.features
-        if features is not None and isinstance(features.get(self.image_column), datasets.Image):
-            stream = stream.cast_column(self.image_column, datasets.Image(decode=False))
-        stream = stream.map(number, with_indices=True, remove_columns=list(features) if features is not None else None)
-        return stream if (low, high) == (0.0, 1.0) else stream.filter(inside, input_columns="position")
-
-    def _draw(self, examples: Sequence[dict[str, Any]], epoch: int) -> Drawn:
-        images, labels = [], []
-        for example in examples:
-            where = f"example {example['position']} of the stream"
-            label = example["label"]
-            if isinstance(label, str) and label in self.label_names:
-                label = self.label_names.index(label)
-            if not isinstance(label, int) or not 0 <= label < len(self.label_names):
-                raise DataError(f"{where}: expected a class from 0 to {len(self.label_names) - 1}, got {example['label']!r}.")
+    def _draw(self, examples: Sequence[tuple[Any, Any, int, int]], epoch: int) -> Drawn:
+        images, labels, indices = [], [], []
+        classes = self.classes
+        if classes is None:
+            classes = dict(enumerate(range(len(self.label_names)))) | {name: i for i, name in enumerate(self.label_names)}
+        for picture, label, piece, row in examples:
+            where = f"row {row} of the {self._name} stream" + (
+                f".shard({self._num_pieces}, {piece})" if self._num_pieces > 1 else ""
+            )
+            if label not in classes:
+                raise DataError(f"{where}: expected one of {listed(classes)} in {self.label_column!r}, got {label!r}.")
             try:
-                images.append(self.policy(example["image"]))
+                images.append(self.policy(picture))
             except ValueError as error:
                 raise DataError(f"{where}: {error} Remove or repair it.") from error
-            labels.append(label)
-        indices = torch.tensor([example["position"] for example in examples])
-        return Drawn(torch.stack(images), torch.tensor(labels), indices, epoch)
+            labels.append(classes[label])
+            indices.append((piece << 40) + row)
+        return Drawn(torch.stack(images), torch.tensor(labels), torch.tensor(indices), epoch)
+
+
+def listed(values: Iterable[Any], most: int = 10) -> str:
+    """The first few, for a message."""
+    first = [repr(value) for value in islice(values, most + 1)]
+    return ", ".join(first[:most]) + (", ..." if len(first) > most else "")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 
@@ -16,19 +16,36 @@ from torch import Tensor
 class ImagePolicy:
     """How a picture of any size and mode becomes a model input; it is saved with the model.
 
-    The geometry is that of timm's evaluation transform with ``crop_pct=1``, so that plain timm sees the same pixels.
+    The geometry is timm's evaluation transform with ``crop_pct=1``, so that plain timm sees the same pixels. Transparency is
+    dropped, as there.
 
     Args:
         size: Height and width of the input, in pixels.
         mode: "RGB", or "L" for one channel.
         interpolation: Of the resize.
-        crop_mode: "center": the shorter side becomes ``size`` and the middle is cut out; "squash": both sides are resized.
+        crop_mode: "center": the picture is resized until it just covers ``size`` and the middle is cut out; "squash": each side is
+            resized by itself.
+
+    Raises:
+        ValueError: On values that aren't listed here.
     """
 
     size: tuple[int, int] = (32, 32)
     mode: Literal["RGB", "L"] = "RGB"
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     crop_mode: Literal["center", "squash"] = "center"
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size must be a height and a width in pixels, got {self.size}.")
+        object.__setattr__(self, "size", tuple(self.size))  # a list comes from JSON
+        for name, allowed in (
+            ("mode", ("RGB", "L")),
+            ("interpolation", ("nearest", "bilinear", "bicubic", "lanczos")),
+            ("crop_mode", ("center", "squash")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
 
     @property
     def num_channels(self) -> int:
@@ -39,86 +56,106 @@ class ImagePolicy:
 
         Args:
             picture: PIL image, path, encoded bytes, ``{"bytes", "path"}`` as ``datasets`` stores it, array [H, W] or [H, W, C],
-                tensor [C, H, W]; integers of 8 or 16 bits, or floats in [0, 1].
+                tensor [C, H, W]. Numbers are 8-bit integers, 16-bit ones in an array of uint16, or floats in [0, 1].
 
         Raises:
             ValueError: If it can't be read as a picture.
         """
         image = self._convert(to_pil(picture))
         if image.size != (self.size[1], self.size[0]):
-            image = _resize(self.size, self.interpolation, self.crop_mode)(image)
-        pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+            return _evaluation_transform(self.size, self.interpolation, self.crop_mode)(image).contiguous()
+        pixels = torch.from_numpy(np.array(image))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
     def _convert(self, image: Image.Image) -> Image.Image:
         if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these instead of scaling them
-            image = Image.fromarray(_eight_bits(np.asarray(image)))
+            image = Image.fromarray(_eight_bits(np.asarray(image), top=1.0 if image.mode == "F" else 65535))
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
+            image = image.convert("RGBA")  # the same colours, without PIL's warning
         return image if image.mode == self.mode else image.convert(self.mode)
 
 
 @lru_cache(maxsize=16)
-def _resize(size: tuple[int, int], interpolation: str, crop_mode: str) -> Any:
-    from timm.data.transforms import str_to_interp_mode
-    from torchvision import transforms
+def _evaluation_transform(size: tuple[int, int], interpolation: str, crop_mode: str) -> Any:
+    from timm.data import create_transform
 
-    target: Any = size if crop_mode == "squash" or size[0] != size[1] else size[0]
-    if crop_mode == "center" and size[0] != size[1]:
-        from timm.data.transforms import ResizeKeepRatio
-
-        return transforms.Compose([ResizeKeepRatio(size, longest=0.0, interpolation=interpolation), transforms.CenterCrop(size)])
-    return transforms.Compose([transforms.Resize(target, interpolation=str_to_interp_mode(interpolation)), transforms.CenterCrop(size)])
+    return create_transform(size, interpolation=interpolation, crop_pct=1.0, crop_mode=crop_mode, normalize=False)
 
 
 def to_pil(picture: Any) -> Image.Image:
-    """Any form of a picture as a loaded PIL image; :class:`ImagePolicy` says which forms there are."""
+    """Any form of a picture as a loaded, upright PIL image; :class:`ImagePolicy` says which forms there are.
+
+    Raises:
+        ValueError: If it can't be read as a picture.
+    """
+    if isinstance(picture, dict) and {"bytes", "path"} & picture.keys():
+        picture = picture["bytes"] if picture.get("bytes") is not None else picture["path"]
+    if isinstance(picture, (Tensor, np.ndarray, list, tuple)):
+        return _from_numbers(picture)
+    if not isinstance(picture, (Image.Image, bytes, bytearray, str, Path)):
+        raise ValueError(
+            "expected a picture: PIL image, path, encoded bytes, array [H, W] or [H, W, C], or tensor [C, H, W]; "
+            f"got {type(picture).__name__}."
+        )
     try:
-        if isinstance(picture, Image.Image):
-            picture.load()
-            return picture
-        if isinstance(picture, dict) and {"bytes", "path"} & picture.keys():
-            return to_pil(picture["bytes"] if picture.get("bytes") is not None else picture["path"])
-        if isinstance(picture, (bytes, bytearray, str, Path)):
-            file: Any = io.BytesIO(picture) if isinstance(picture, (bytes, bytearray)) else picture
-            with Image.open(file) as image:
-                image.load()
-                return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        image = picture if isinstance(picture, Image.Image) else _open(picture)
+        image.load()
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return image if upright else ImageOps.exif_transpose(image)
+    except Exception as error:  # the decoders of PIL raise many kinds
         raise ValueError(f"expected a readable picture, got {type(error).__name__}: {error}.") from error
+
+
+def _open(picture: bytes | bytearray | str | Path) -> Image.Image:
+    if isinstance(picture, str) and "://" in picture:  # what ``datasets`` gives for a folder or an archive on the Hub
+        import fsspec
+
+        with fsspec.open(picture, "rb") as file:
+            picture = file.read()
+    elif isinstance(picture, (str, Path)):
+        picture = Path(picture).read_bytes()
+    # PIL tries WebP after dozens of others, which takes as long as the decoding of a small picture
+    return Image.open(io.BytesIO(picture), formats=["WEBP"] if picture[:4] == b"RIFF" else None)
+
+
+def _from_numbers(picture: Any) -> Image.Image:
+    shape = np.shape(picture)
     if isinstance(picture, Tensor):
-        picture = picture.detach().cpu().numpy()
-        if picture.ndim == 3:
-            picture = picture.transpose(1, 2, 0)
-    if isinstance(picture, (list, tuple)):  # datasets gives nested lists for array columns
-        picture = np.asarray(picture)
-    if isinstance(picture, np.ndarray) and picture.ndim in (2, 3) and picture.size:
-        array = _eight_bits(picture)
-        if array.ndim == 3 and array.shape[2] == 1:
-            array = array[:, :, 0]
-        if array.ndim == 2 or array.shape[2] in (2, 3, 4):
-            return Image.fromarray(array, mode={2: "LA", 3: "RGB", 4: "RGBA"}[array.shape[2]] if array.ndim == 3 else "L")
-    shape = getattr(picture, "shape", None)
-    described = type(picture).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
-    raise ValueError(f"expected a picture: PIL image, path, bytes, array [H, W] or [H, W, C], or tensor [C, H, W]; got {described}.")
+        picture = picture.detach().cpu()
+        picture = (picture.float() if picture.is_floating_point() else picture).numpy()
+        picture = picture.transpose(1, 2, 0) if picture.ndim == 3 else picture
+    array = np.asarray(picture)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not array.size or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
+        raise ValueError(f"expected an array [H, W] or [H, W, C], or a tensor [C, H, W], of 1 to 4 channels; got shape {shape}.")
+    return Image.fromarray(_eight_bits(array))
 
 
-def _eight_bits(array: np.ndarray) -> np.ndarray:
-    """Pixels as uint8: 16-bit integers are scaled by 1/257, floats in [0, 1] by 255."""
+def _eight_bits(array: np.ndarray, top: float | None = None) -> np.ndarray:
+    """Pixels as uint8.
+
+    Args:
+        array: Booleans, integers or floats.
+        top: Value of white; by default 1 for floats, 65535 for uint16, and 255 for other integers.
+    """
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
+    if not np.issubdtype(array.dtype, np.number) or np.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"expected pixels that are numbers, got {array.dtype}.")
+    if top is None:
+        top = 1.0 if np.issubdtype(array.dtype, np.floating) else 65535 if array.dtype == np.uint16 else 255
     low, high = array.min(), array.max()
-    if np.issubdtype(array.dtype, np.floating):
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"expected float pixels in [0, 1], got values in [{low:.3g}, {high:.3g}]; divide them by their maximum.")
-        return np.round(array * 255).astype(np.uint8)
-    if low < 0 or high > 65535:
-        raise ValueError(f"expected integer pixels of 8 or 16 bits, got values in [{low}, {high}].")
-    wide = array.dtype in (np.uint16, np.int16) or high > 255
-    return np.round(array / 257).astype(np.uint8) if wide else array.astype(np.uint8)
+    if not (low >= 0 and high <= top):
+        raise ValueError(
+            f"expected {array.dtype} pixels in [0, {top:g}], got values in [{low:g}, {high:g}]; scale them to that range"
+            + (", or pass 16-bit pixels as uint16." if top == 255 else ".")
+        )
+    return np.round(array.astype(np.float64) * (255 / top)).astype(np.uint8)
 
 
 def policy_to_dict(policy: ImagePolicy) -> dict[str, Any]:
+    """As JSON."""
     return asdict(policy) | {"size": list(policy.size)}

@@ -1,20 +1,27 @@
 """From any ``datasets`` data set to the images and labels that training, model choice and report draw from."""
 
+import glob
 import hashlib
+import json
 import logging
+import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
+from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import DataError, ImageData, StreamingData
+from .data import DataError, ImageData, StreamingData, listed
 from .images import ImagePolicy, policy_to_dict, to_pil
 from .randomness import image_keys, uniform
 
@@ -22,7 +29,14 @@ logger = logging.getLogger(__name__)
 
 IN_MEMORY_BYTES = 4 << 30  # larger splits are decoded when they are drawn
 _NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "testing")}
-_IMAGE_FEATURES = tuple(getattr(datasets, name) for name in ("Image", "Array2D", "Array3D") if hasattr(datasets, name))
+_IMAGE_COLUMNS = ("image", "img", "images", "pixels", "picture")
+_LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
+_FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+_LABELS = re.compile(r"u?int\d+|bool|(large_)?string(_view)?|null")  # kinds of column that can hold classes
+_HELD = 512  # validation images of a stream
+_LARGE = 3  # times the side of the input, from which on a picture loses most of its detail
+# where the cache of datasets keeps what came from the Hub: owner___name/configuration/version/commit/
+_CACHED = re.compile(r"/(?P<id>[^/]+)/[^/]+/[^/]+/(?P<revision>[0-9a-f]{40})/[^/]+$")
 
 AnyData = str | Path | Dataset | DatasetDict | IterableDataset | IterableDatasetDict | Mapping[str, Any]
 
@@ -63,6 +77,9 @@ class DataArguments:
         streaming: Read a data set on the Hub or in a folder as a stream.
         shuffle_buffer: Examples from which a stream draws at random.
         seed: Of the splits.
+
+    Raises:
+        ValueError: On values out of range.
     """
 
     image_column: str | None = None
@@ -80,87 +97,27 @@ class DataArguments:
         for name in ("validation_share", "test_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a share in (0, 1), got {getattr(self, name)}.")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer must be >= 1, got {self.shuffle_buffer}.")
 
 
 def load_splits(
     data: AnyData, policy: ImagePolicy, arguments: DataArguments | None = None, *, label_names: Sequence[str] | None = None
 ) -> Splits:
-    """Read, check and split a data set; everything that can be wrong with it is an error here.
+    """Read, check and split a data set; all that can be wrong with one that fits into memory is an error here.
 
     Args:
-        data: A ``datasets`` object, a Hub id, a folder of images (one folder per class, or ``train/`` and ``test/`` of them), or
-            a parquet file or folder of them.
+        data: A ``datasets`` object, a mapping from split names to such, a Hub id, a folder of images (one folder per class, or
+            ``train/`` and ``test/`` of them), or a parquet file or folder of them.
         policy: How pictures become inputs.
         arguments: How to read it.
-        label_names: Classes that a model already has: the labels must be these.
+        label_names: Classes that a model already has: labels are matched to these by name.
 
     Raises:
         DataError: On columns, labels or pictures that can't be used; the message names the row and the remedy.
     """
-    arguments = arguments or DataArguments()
-    splits, origin = open_splits(data, arguments)
-    return _Reader(splits, origin, policy, arguments, label_names).read()
-
-
-def open_splits(data: AnyData, arguments: DataArguments) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The splits by name, and where they come from."""
-    if isinstance(data, (Dataset, IterableDataset)):
-        name = str(data.split) if data.split is not None else "train"
-        return {name: data}, _origin(data)
-    if isinstance(data, Mapping):
-        if not data:
-            raise DataError("expected at least one split, got an empty mapping.")
-        return dict(data), _origin(next(iter(data.values())))
-    if not isinstance(data, (str, Path)):
-        raise DataError(
-            f"expected a datasets.Dataset, a DatasetDict, a Hub id or a folder, got {type(data).__name__}; "
-            "datasets.Dataset.from_dict makes one from arrays."
-        )
-    path = Path(data)
-    try:
-        if path.exists():
-            loaded = datasets.load_dataset(*_builder(path)[:1], **_builder(path)[1], streaming=arguments.streaming)
-            return dict(loaded), {"id": path.resolve().name, "path": str(data)}
-        if str(data).startswith((".", "/", "~")) or str(data).count("/") > 1:
-            raise DataError(f"expected a folder, a parquet file or a Hub id, got {str(data)!r}, which does not exist.")
-        loaded = datasets.load_dataset(str(data), arguments.config, revision=arguments.revision, streaming=arguments.streaming)
-        return dict(loaded), {"id": str(data), "config": arguments.config, "revision": arguments.revision or _revision(str(data))}
-    except (DataError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # the loaders of datasets raise many kinds
-        raise DataError(f"the data set {str(data)!r} can't be read: {type(error).__name__}: {error}") from error
-
-
-def _builder(path: Path) -> tuple[str, dict[str, Any]]:
-    """Which loader of ``datasets`` reads a local path, and its arguments."""
-    if path.is_file():
-        kinds = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
-        if path.suffix not in kinds:
-            raise DataError(f"expected a folder of images or a parquet file, got {path}.")
-        return kinds[path.suffix], {"data_files": str(path)}
-    files = sorted(path.rglob("*.parquet"))
-    if not files:
-        return "imagefolder", {"data_dir": str(path)}
-    found: dict[str, list[str]] = {}
-    for file in files:
-        words = file.relative_to(path).with_suffix("").as_posix().replace("/", "-").replace("_", "-").split("-")
-        name = next((split for split, names in _NAMES.items() for word in words if word in names), "train")
-        found.setdefault(name, []).append(str(file))
-    return "parquet", {"data_files": found}
-
-
-def _revision(hub_id: str) -> str | None:
-    try:
-        from huggingface_hub import HfApi
-
-        return HfApi().dataset_info(hub_id).sha
-    except Exception:  # offline, from the cache: the revision isn't known
-        return None
-
-
-def _origin(split: Any) -> dict[str, Any]:
-    info = getattr(split, "info", None)
-    return {"id": (getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or "in memory")}
+    reader = _Reader(policy, arguments or DataArguments(), label_names)
+    return reader.read(reader.open(data))
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -190,243 +147,347 @@ def index_hash(indices: Tensor) -> str:
 
 @dataclass
 class _Reader:
-    """Reads the splits of one data set."""
+    """Reads one data set."""
 
-    splits: dict[str, Any]
-    origin: dict[str, Any]
     policy: ImagePolicy
     arguments: DataArguments
     known_names: Sequence[str] | None
+    origin: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-    def read(self) -> Splits:
-        roles = self._roles()
-        columns = self._columns(roles["train"])
-        self._large_pictures(roles["train"], columns[0])
-        if any(isinstance(split, IterableDataset) for split in roles.values()):
-            return self._stream(roles, columns)
-        names, mapping = self._label_names(roles, columns[1])
-        parts: dict[str, ImageData] = {}
-        for role, split in roles.items():
-            labels = self._labels(split, columns[1], names, mapping, role)
-            if role == "test" and labels is None:
-                self._note("the test split has no labels (all are -1): it is not used")
-                continue
-            assert labels is not None
-            parts[role] = self._images(split, columns[0], labels, names, role)
-        train = parts["train"]
-        kept = torch.arange(len(train))
-        if "test" not in parts:
-            kept, held = stratified_split(train.labels, self.arguments.test_share, self.arguments.seed)
-            if not len(held):
-                raise DataError("expected at least two images of some class to split off a test part, got one of each.")
-            parts["test"] = train.subset(held, split="test (split off)", index_hash=index_hash(held), split_seed=self.arguments.seed)
-            self._note(
-                f"no test split: {self.arguments.test_share:.0%} of the training images ({len(held)}, stratified, seed "
-                f"{self.arguments.seed}, index hash {index_hash(held)}) are kept for the report and not trained on"
-            )
-        if "validation" not in parts:
-            inner, held = stratified_split(train.labels[kept], self.arguments.validation_share, self.arguments.seed + 1)
-            parts["validation"] = train.subset(kept[held], split="validation (split off)", index_hash=index_hash(kept[held]))
-            kept = kept[inner]
-            self._note(
-                f"no validation split: {self.arguments.validation_share:.0%} of the training images ({len(held)}, stratified, "
-                f"index hash {parts['validation'].description['index_hash']}) choose the best checkpoint"
-            )
-        if len(kept) < len(train):
-            train = train.subset(kept, index_hash=index_hash(kept))
-        missing = [names[label] for label in range(len(names)) if not (train.labels == label).any()]
-        if missing:
-            self._note(f"no training image of {len(missing)} of {len(names)} classes: {', '.join(missing[:5])}")
-        train.description["fingerprint"] = _fingerprint(train)
-        return Splits(train, parts["validation"], parts["test"], tuple(self.notes))
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
         logger.warning(text)
 
-    # Splits and columns
+    # Where it lies
 
-    def _roles(self) -> dict[str, Any]:
+    def open(self, data: AnyData) -> dict[str, Any]:
+        """The splits by name."""
+        if isinstance(data, (Dataset, IterableDataset)):
+            data = {"train": data}
+        if isinstance(data, Mapping):
+            if not data:
+                raise DataError("expected at least one split, got an empty mapping.")
+            self.origin = _origin(next(iter(data.values())))
+            return dict(data)
+        if not isinstance(data, (str, Path)):
+            raise DataError(
+                f"expected a datasets.Dataset, a DatasetDict, a Hub id or a folder, got {type(data).__name__}; "
+                "datasets.Dataset.from_dict makes one from arrays."
+            )
+        path = Path(data).expanduser()
+        if path.exists():
+            self.origin = {"id": path.resolve().name, "path": str(data)}
+            builder, files = self._files(path)
+            return self._load(str(data), builder, data_files=files)
+        if str(data).startswith((".", "/", "~")) or str(data).count("/") > 1:
+            raise DataError(f"expected a folder, a parquet file or a Hub id, got {str(data)!r}, which does not exist.")
+        revision = _commit(str(data), self.arguments.revision)
+        self.origin = {"id": str(data), "config": self.arguments.config, "revision": revision}
+        return self._load(str(data), str(data), name=self.arguments.config, revision=revision)
+
+    def _load(self, described: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return dict(datasets.load_dataset(*args, **kwargs, streaming=self.arguments.streaming))
+        except Exception as error:  # the loaders of datasets raise many kinds
+            raise DataError(f"the data set {described!r} can't be read: {type(error).__name__}: {error}") from error
+
+    def _files(self, path: Path) -> tuple[str, dict[str, Any]]:
+        """Loader of ``datasets`` for a local path, and the files of each split.
+
+        ``datasets`` by itself takes a "train" or "test" anywhere in a path for a split and leaves the other files out: of the
+        classes "boat" and "bullet train" it would read the second one only.
+        """
+        if path.is_file():
+            if path.suffix not in _FILES:
+                raise DataError(f"expected a folder or a file of one of the kinds {', '.join(_FILES)}, got {path}.")
+            return _FILES[path.suffix], {"train": str(path)}
+        files: dict[str, Any] = {}
+        for file in sorted(path.rglob("*.parquet")):
+            words = re.split("[^a-z]+", file.relative_to(path).with_suffix("").as_posix().lower())
+            split = next((split for split, names in _NAMES.items() if set(names).intersection(words)), "train")
+            files.setdefault(split, []).append(str(file))
+        if files:
+            return "parquet", files
+        folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+        named = [name for name in folders if any(name.lower() in names for names in _NAMES.values())]
+        unused = [name for name in folders if name not in named]
+        if named and unused:
+            self._note(f"folders that are not used, as there is {', '.join(named)}: {listed(unused)}")
+        root = glob.escape(str(path))
+        return "imagefolder", {name.lower(): f"{root}/{name}/**" for name in named} or {"train": f"{root}/**"}
+
+    # What it holds
+
+    def read(self, splits: Mapping[str, Any]) -> Splits:
+        roles = self._roles(splits)
+        image, label = self._columns(roles)
+        self._large_pictures(roles["train"], image)
+        if any(isinstance(split, IterableDataset) for split in roles.values()):
+            return self._stream(roles, image, label)
+        raw = {role: _undecoded(split, label)[:][label] for role, split in roles.items()}
+        if "test" in raw and all(value in (-1, None) for value in raw["test"]):
+            self._note("the test split has no labels (all are -1 or missing): it is not used")
+            del roles["test"], raw["test"]
+        names = self._label_names(roles["train"].features[label], label, raw)
+        parts = {}
+        for role, split in roles.items():
+            classes = self._classes(split.features[label], names)
+            for row, value in enumerate(raw[role]):
+                if value not in classes:
+                    raise DataError(
+                        f"row {row} of the {role} split: expected one of {listed(classes)} in {label!r}, got {value!r}."
+                    )
+            labels = torch.tensor([classes[value] for value in raw[role]])
+            parts[role] = self._images(split, image, labels, names, role)
+        return self._divide(parts)
+
+    def _roles(self, splits: Mapping[str, Any]) -> dict[str, Any]:
         """Which split is which; the rest is ignored aloud."""
-        roles: dict[str, Any] = {}
+        chosen: dict[str, str] = {}
         for role, names in _NAMES.items():
-            for name in names:
-                if name in self.splits:
-                    roles[role] = self.splits[name]
-                    break
-        if "train" not in roles:
-            left = [name for name in self.splits if not any(self.splits[name] is split for split in roles.values())]
-            if len(self.splits) == 1:
-                roles = {"train": next(iter(self.splits.values()))}
-            elif len(left) == 1:
-                roles["train"] = self.splits[left[0]]
-            else:
-                raise DataError(f"expected a split named 'train', got {sorted(self.splits)}; pass a mapping with 'train' and 'test'.")
-        ignored = [name for name, split in self.splits.items() if not any(split is used for used in roles.values())]
+            chosen |= {role: name for name in reversed(names) if name in splits}
+        if "train" not in chosen:
+            if len(splits) > 1:
+                raise DataError(f"expected a split named 'train', got {listed(splits)}; pass a mapping with 'train' and 'test'.")
+            chosen = {"train": next(iter(splits))}
+            self._note(f"the only split, {chosen['train']!r}, is divided into parts to train, choose and report on")
+        ignored = [str(name) for name in splits if name not in chosen.values()]
         if ignored:
             self._note(f"splits that are not used: {', '.join(ignored)}")
-        for role, split in roles.items():
-            if isinstance(split, Dataset) and not len(split):
+        for role, name in chosen.items():
+            if not isinstance(splits[name], (Dataset, IterableDataset)):
+                raise DataError(f"expected a datasets.Dataset for the {role} split, got {type(splits[name]).__name__}.")
+            if isinstance(splits[name], Dataset) and not len(splits[name]):
                 raise DataError(f"expected images in the {role} split, got none.")
-        return roles
+        return {role: splits[name] for role, name in chosen.items()}
 
-    def _columns(self, split: Any) -> tuple[str, str]:
-        features = split.features
-        if features is None:  # a stream whose columns were changed
-            features = dict.fromkeys(next(iter(split)))
-        return (
-            self._column(features, "image", self.arguments.image_column, _IMAGE_FEATURES, ("image", "img", "pixels", "picture")),
-            self._column(features, "label", self.arguments.label_column, (ClassLabel,), ("label", "labels", "class", "target", "y")),
-        )
-
-    def _column(
-        self, features: Mapping[str, Any], role: str, named: str | None, kinds: tuple[type, ...], usual: tuple[str, ...]
-    ) -> str:
-        if named is not None:
-            if named not in features:
-                raise DataError(f"expected a column {named!r} for the {role}s, got the columns {', '.join(features)}.")
-            return named
-        found = [name for name, feature in features.items() if isinstance(feature, kinds)]
-        if len(found) != 1:
-            found = [name for name in usual if name in (found or features)] or found
-            if role == "label" and len(found) > 1 and sum(isinstance(features[name], ClassLabel) for name in found) > 1:
-                found = [name for name in features if isinstance(features[name], ClassLabel)]
-            else:
-                found = found[:1] if found and found[0] in usual else found
-        if len(found) != 1:
-            several = f"several could be it: {', '.join(found)}" if found else f"the columns are {', '.join(features)}"
-            raise DataError(f"expected one {role} column, but {several}; name it with {role}_column=...")
-        return found[0]
+    def _columns(self, roles: Mapping[str, Any]) -> tuple[str, str]:
+        """Names of the image and the label column."""
+        features = _features(roles["train"])
+        image = _column(features, "image", self.arguments.image_column, (Image, Array2D, Array3D), _IMAGE_COLUMNS)
+        label = _column(features, "label", self.arguments.label_column, (ClassLabel,), _LABEL_COLUMNS)
+        for role, split in roles.items():
+            features = _features(split)
+            for column in (image, label):
+                if column not in features:
+                    raise DataError(
+                        f"expected the column {column!r} in the {role} split too, got {', '.join(features)}; rename it, or pass a "
+                        "mapping without this split."
+                    )
+            kind = features[label]
+            if kind is not None and not _LABELS.fullmatch(getattr(kind, "dtype", None) or ""):
+                raise DataError(
+                    f"expected classes (ClassLabel, integers, strings or booleans) in {label!r} of the {role} split, got {kind}."
+                )
+            if isinstance(split, Dataset) and split.format["type"] == "custom":
+                self._note(f"the transform of the {role} split (set_transform) is not used; see Augmentation")
+        return image, label
 
     def _large_pictures(self, split: Any, column: str) -> None:
         """Say so when most pixels are thrown away."""
-        if isinstance(split, IterableDataset):
-            return
-        sizes = []
-        for row in range(0, len(split), max(1, len(split) // 32)):
+        source = split.select(range(0, len(split), max(1, len(split) // 32))) if isinstance(split, Dataset) else split
+        sides = []
+        for row in islice(_undecoded(source, column), 8 if source is split else None):
             try:
-                sizes.append(min(to_pil(_undecoded(split, column)[row][column]).size))
-            except ValueError:
+                sides.append(min(to_pil(row[column]).size))
+            except ValueError:  # reading reports it, with its row
                 continue
-        height = self.policy.size[0]
-        if sizes and float(np.median(sizes)) > 3 * height:
+        height, side = self.policy.size[0], int(np.median(sides or [0]))
+        if side > _LARGE * height:
+            larger = "resnet50 (224 pixels)" if height < 224 else "convnext_base.fb_in22k_ft_in1k_384 (384 pixels)"
             self._note(
-                f"pictures are about {int(np.median(sizes))} pixels wide and the source takes {height}: most detail is lost, and an "
-                "attack acts after resizing. A source for larger inputs keeps it, e.g. 'resnet50' of timm (224 pixels)"
+                f"pictures are about {side} pixels wide and the source takes {height}: most detail is lost, and an attack acts after "
+                "resizing" + (f". A source for larger inputs keeps more, e.g. timm's {larger}" if height < 384 else "")
             )
 
-    # Labels
+    def _label_names(self, feature: Any, column: str, raw: Mapping[str, list[Any]]) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        given = self._given_names(feature)
+        names = tuple(map(str, self._found_classes(feature, column, raw) if given is None else given))
+        if len(set(names)) < max(2, len(names)):
+            raise DataError(f"expected two or more different classes in {column!r}, got {listed(names) or 'none'}.")
+        return names
 
-    def _label_names(self, roles: Mapping[str, Any], column: str) -> tuple[tuple[str, ...], dict[Any, int] | None]:
-        """Names of the classes, and the class of each raw label where it isn't the class itself."""
-        feature = roles["train"].features[column]
-        given = self.arguments.label_names or self.known_names
+    def _given_names(self, feature: Any) -> Sequence[str] | None:
+        """Of the model, of the column or of the user; None where nobody gives any."""
+        if not isinstance(feature, ClassLabel):
+            return self.known_names or self.arguments.label_names
+        if self.arguments.label_names is not None:
+            self._note("label_names is not used: the label column has names of its own")
+        return self.known_names or feature.names
+
+    def _found_classes(self, feature: Any, column: str, raw: Mapping[str, list[Any]]) -> list[Any]:
+        """Classes that occur among labels without names."""
+        if feature.dtype == "bool":
+            return [False, True]
+        found = sorted({value for values in raw.values() for value in values if value is not None})
+        if len(found) > max(1000, sum(map(len, raw.values())) // 2):
+            raise DataError(f"expected classes in {column!r}, got {len(found)} different values; is it the right column?")
+        if found and found[0] == -1 and found != [-1, 1]:  # the usual mark of a missing label: its row is an error
+            del found[0]
+        if feature.dtype.lstrip("u").startswith("int") and found != list(range(len(found))):
+            self._note(f"labels are not 0 to K-1 ({listed(found)}): classes are numbered in their order")
+        return found
+
+    def _classes(self, feature: Any, names: Sequence[str]) -> dict[Any, int]:
+        """Class of each raw label of a column: by its name, which is its position where the names aren't numbers."""
         if isinstance(feature, ClassLabel):
-            return tuple(feature.names), None
-        values = [value for split in roles.values() for value in _column_values(split, column)]
-        strings = sum(isinstance(value, str) for value in values)
-        if strings:
-            names = tuple(given) if given else tuple(sorted({value for value in values if isinstance(value, str)}))
-            return names, {name: index for index, name in enumerate(names)}
-        integers = sorted({int(value) for value in values if isinstance(value, (int, np.integer)) and not isinstance(value, float)})
-        if not integers:
-            kind = type(values[0]).__name__
-            raise DataError(f"expected labels that are classes (ClassLabel, integers or strings) in {column!r}, got {kind}.")
-        if given:
-            return tuple(given), None
-        if integers[0] == 0 and integers[-1] == len(integers) - 1:
-            return tuple(map(str, integers)), None
-        if integers[0] == -1:
-            integers = integers[1:]
-        if len(integers) > max(1000, len(values) // 2):
-            raise DataError(f"expected class labels in {column!r}, got {len(integers)} different integers; is it the right column?")
-        self._note(f"labels are not 0 to K-1 ({integers[:5]}...): classes are numbered in their order")
-        return tuple(map(str, integers)), {value: index for index, value in enumerate(integers)}
+            named = dict(enumerate(feature.names))
+        elif self.arguments.label_names is None and all(re.fullmatch(r"-?\d+", name) for name in names):
+            named = {int(name): name for name in names}
+        else:
+            named = dict(enumerate(self.arguments.label_names or names))
+        index = {name: number for number, name in enumerate(names)}
+        return index | {raw: index[name] for raw, name in named.items() if name in index}
 
-    def _labels(
-        self, split: Dataset, column: str, names: Sequence[str], mapping: dict[Any, int] | None, role: str
-    ) -> Tensor | None:
-        feature = split.features.get(column)
-        if feature is None:
-            raise DataError(f"expected the column {column!r} in the {role} split too, got {', '.join(split.features)}.")
-        values = _column_values(split, column)
-        if isinstance(feature, ClassLabel) and tuple(feature.names) != tuple(names):
-            if set(feature.names) != set(names):
-                raise DataError(f"expected the classes of the training split in the {role} split, got {list(feature.names)[:10]}.")
-            mapping = {index: list(names).index(name) for index, name in enumerate(feature.names)}
-        if role == "test" and all(value in (-1, None) for value in values):
-            return None
-        labels = torch.empty(len(values), dtype=torch.int64)
-        for row, value in enumerate(values):
-            label = mapping.get(value) if mapping is not None else value
-            if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < len(names):
-                expected = f"one of {', '.join(map(str, list(mapping)[:10]))}" if mapping else f"a class from 0 to {len(names) - 1}"
-                raise DataError(f"row {row} of the {role} split: expected {expected} in {column!r}, got {value!r}.")
-            labels[row] = int(label)
-        return labels
-
-    # Images
-
-    def _images(self, split: Dataset, column: str, labels: Tensor, names: Sequence[str], role: str) -> ImageData:
-        source = _undecoded(split, column)
+    def _images(self, split: Dataset, column: str, labels: Tensor, names: tuple[str, ...], role: str) -> ImageData:
+        source, feature = _undecoded(split, column), split.features[column]
+        if isinstance(feature, (Array2D, Array3D)):
+            source = source.with_format("numpy", dtype=feature.dtype)
         decode = Decoder(source, column, self.policy, role)
-        height, width = self.policy.size
-        images: Any = decode
-        if len(split) * height * width * self.policy.num_channels <= IN_MEMORY_BYTES:
-            images = torch.empty((len(split), self.policy.num_channels, height, width), dtype=torch.uint8)
-            parts = range(0, len(split), 512)
-            for start in tqdm(parts, desc=f"reading {role} images", disable=len(parts) < 40, leave=False, unit_scale=512):
-                rows = range(start, min(start + 512, len(split)))
-                images[start : rows.stop] = decode(rows)
-        description = self.origin | {"split": role, "num_images": len(split), "image_policy": policy_to_dict(self.policy)}
-        return ImageData(labels, tuple(names), images, self.policy, description, workers=0 if isinstance(images, Tensor) else 2)
+        description = self._description(role) | {"num_images": len(labels)}
+        shape = (len(labels), self.policy.num_channels, *self.policy.size)
+        if math.prod(shape) > IN_MEMORY_BYTES:
+            return ImageData(labels, names, decode, self.policy, description, workers=min(8, os.cpu_count() or 1))
+        images = torch.empty(shape, dtype=torch.uint8)
+        with tqdm(total=len(labels), desc=f"reading {role} images", disable=len(labels) < 20_000, leave=False) as bar:
+            for rows in torch.arange(len(labels)).split(64):
+                images[rows[0] : rows[-1] + 1] = decode(range(int(rows[0]), int(rows[-1]) + 1))
+                bar.update(len(rows))
+        return ImageData(labels, names, images, self.policy, description)
 
-    # Streams
+    def _description(self, split: str) -> dict[str, Any]:
+        return self.origin | {"split": split, "image_policy": policy_to_dict(self.policy)}
 
-    def _stream(self, roles: Mapping[str, Any], columns: tuple[str, str]) -> Splits:
-        image, label = columns
-        feature = (roles["train"].features or {}).get(label)
-        given = feature.names if isinstance(feature, ClassLabel) else (self.arguments.label_names or self.known_names)
-        if not given:
-            raise DataError(f"expected class names for the stream's labels in {label!r}: it has no ClassLabel; pass label_names=...")
+    # What is missing is split off
 
-        def stream(split: Any, role: str, part: tuple[float, float]) -> StreamingData:
+    def _divide(self, parts: dict[str, ImageData]) -> Splits:
+        """First images to report on are taken from the training images, then images to choose on."""
+        train, arguments = parts["train"], self.arguments
+        kept = torch.arange(len(train))
+        for role, share, seed, use in (
+            ("test", arguments.test_share, arguments.seed, "are kept for the report and not trained on"),
+            ("validation", arguments.validation_share, arguments.seed + 1, "choose the best checkpoint"),
+        ):
+            if role in parts:
+                continue
+            inner, held = stratified_split(train.labels[kept], share, seed)
+            if not len(held):
+                raise DataError(
+                    f"expected a class with at least two images to split off a {role} part, got {len(kept)} images, each of another "
+                    f"class; add images, or pass a {role!r} split."
+                )
+            chosen, kept = kept[held], kept[inner]
+            parts[role] = train.subset(chosen, split=f"{role} (split off)", index_hash=index_hash(chosen), split_seed=seed)
+            self._note(
+                f"no {role} split: {share:.0%} of the training images ({len(chosen)}, stratified, seed {seed}, index hash "
+                f"{index_hash(chosen)}) {use}"
+            )
+        if len(kept) < len(train):
+            train = train.subset(kept, index_hash=index_hash(kept))
+        present = set(train.labels.tolist())
+        missing = [name for number, name in enumerate(train.label_names) if number not in present]
+        if missing:
+            self._note(f"no training image of {len(missing)} of {len(train.label_names)} classes: {listed(missing)}")
+        train.description["fingerprint"] = _fingerprint(train)
+        return Splits(train, parts["validation"], parts["test"], tuple(self.notes))
+
+    def _stream(self, roles: Mapping[str, Any], image: str, label: str) -> Splits:
+        streams = {}
+        for role, split in roles.items():
+            stream = split.to_iterable_dataset() if isinstance(split, Dataset) else split
+            if role == "test" and next(iter(_undecoded(stream, label)))[label] in (-1, None):
+                self._note("the test split has no labels (the first is -1 or missing): it is not used")
+                continue
+            streams[role] = _undecoded(stream, image, label)
+        names = self._given_names(_features(roles["train"])[label])
+        if names is None:
+            raise DataError(f"expected class names for the labels in {label!r} of a stream, got none; pass label_names=...")
+        tested = 0.0 if "test" in streams else self.arguments.test_share
+        held = tested if "validation" in streams else tested + (1 - tested) * self.arguments.validation_share
+
+        def part(role: str, low: float, high: float) -> StreamingData:
+            given = role in streams
+            if not given:
+                use = "are kept for the report and not trained on" if role == "test" else "choose the best checkpoint"
+                self._note(
+                    f"no {role} split: {high - low:.0%} of the stream, chosen by position, seed {self.arguments.seed}, {use}"
+                )
             return StreamingData(
-                split,
-                tuple(given),
+                streams[role if given else "train"],
+                tuple(names),
                 self.policy,
                 image,
                 label,
-                part=part,
+                classes=self._classes(_features(roles[role if given else "train"])[label], names),
+                part=(low, high) if low < high else (0.0, 1.0),
                 split_seed=self.arguments.seed,
                 shuffle_buffer=self.arguments.shuffle_buffer,
-                description=self.origin | {"split": role, "image_policy": policy_to_dict(self.policy)},
+                description=self._description(role if given else f"{role} (split off)"),
             )
 
-        share = self.arguments.test_share if "test" not in roles else 0.0
-        test = stream(roles.get("test", roles["train"]), "test" if "test" in roles else "test (split off)", (0.0, share or 1.0))
-        if share:
-            self._note(f"no test split: {share:.0%} of the stream, chosen by position, are kept for the report")
-        if "validation" in roles:
-            held = stream(roles["validation"], "validation", (0.0, 1.0))
-            begin = share
-        else:
-            begin = share + (1 - share) * self.arguments.validation_share
-            held = stream(roles["train"], "validation (split off)", (share, begin))
-            self._note(f"no validation split: {begin - share:.0%} of the stream, chosen by position, choose the best checkpoint")
-        return Splits(stream(roles["train"], "train", (begin, 1.0)), held.held(512), test, tuple(self.notes))
+        test, train = part("test", 0.0, tested), part("train", held, 1.0)
+        validation = part("validation", tested, held).held(_HELD)
+        identity = [train.description, train.label_names, train.part, train.split_seed, train.shuffle_buffer, image, label]
+        train.description["fingerprint"] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        present, number, most = len(validation.labels.unique()), len(validation), len(names)
+        if present < 0.5 * most * (1 - (1 - 1 / most) ** number):  # half of what so many random images would show
+            self._note(
+                f"the {number} images that choose the best checkpoint show only {present} of {most} classes: the stream seems sorted by "
+                "class. Training needs it mixed: a larger shuffle_buffer, or no streaming"
+            )
+        return Splits(train, validation, test, tuple(self.notes))
 
 
-def _column_values(split: Dataset, column: str) -> list[Any]:
-    """One column, without decoding the others."""
-    return list(split.select_columns(column)[:][column])
+def _commit(hub_id: str, revision: str | None) -> str | None:
+    """The commit that a branch is at now, so that the one that is read is the one that is reported."""
+    try:
+        return huggingface_hub.HfApi().dataset_info(hub_id, revision=revision).sha
+    except Exception:  # offline, the copy in the cache is read
+        return revision
 
 
-def _undecoded(split: Any, column: str) -> Any:
-    """The split with pictures as bytes: ours is the decoder, so that an error can name its row."""
-    feature = split.features[column]
-    return split.cast_column(column, Image(decode=False)) if isinstance(feature, Image) else split
+def _origin(split: Any) -> dict[str, Any]:
+    for file in getattr(split, "cache_files", ()):
+        if match := _CACHED.search(Path(file["filename"]).as_posix()):
+            return {"id": match["id"].replace("___", "/"), "revision": match["revision"]}
+    info = getattr(split, "info", None)
+    return {"id": getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or "in memory"}
+
+
+def _features(split: Any) -> Mapping[str, Any]:
+    """Columns and their kinds; None for those of a stream that was mapped."""
+    if split.features is not None:
+        return split.features
+    example = next(iter(split), None)
+    if example is None:
+        raise DataError("expected images in the stream, got none.")
+    return dict.fromkeys(example)
+
+
+def _column(features: Mapping[str, Any], role: str, named: str | None, kinds: tuple[type, ...], usual: tuple[str, ...]) -> str:
+    """The column that is named, or the only one of the right kind, or the only one with a usual name."""
+    if named is not None:
+        if named not in features:
+            raise DataError(f"expected a column {named!r} for the {role}s, got the columns {', '.join(features)}.")
+        return named
+    found = [name for name, feature in features.items() if isinstance(feature, kinds)]
+    found = found or [name for name in features if name.lower() in usual]
+    if len(found) != 1:
+        several = f"several could be it: {', '.join(found)}" if found else f"the columns are {', '.join(features)}"
+        remedy = "" if found or role == "image" else ", or make one folder per class"
+        raise DataError(f"expected one {role} column, but {several}; name it with {role}_column=...{remedy}")
+    return found[0]
+
+
+def _undecoded(split: Any, *columns: str) -> Any:
+    """Some columns, with pictures as bytes: ours is the decoder, so that an error can name its row."""
+    split = split.with_format(None).select_columns(list(columns))
+    for column in columns:
+        if isinstance((split.features or {}).get(column), Image):
+            split = split.cast_column(column, Image(decode=False))
+    return split
 
 
 @dataclass
@@ -444,8 +505,7 @@ class Decoder:
         Raises:
             DataError: If a picture can't be decoded; the message names its row.
         """
-        contiguous = isinstance(rows, range) and rows.step == 1
-        batch = self.source[rows.start : rows.stop] if contiguous else self.source[list(rows)]
+        batch = self.source[rows.start : rows.stop] if isinstance(rows, range) else self.source[rows]
         images = []
         for row, picture in zip(rows, batch[self.column], strict=True):
             try:
@@ -457,7 +517,7 @@ class Decoder:
 
 def _fingerprint(data: ImageData) -> str:
     """Hash of labels and, where they are in memory, pixels."""
-    digest = hashlib.sha256(data.labels.numpy().tobytes())
+    digest = hashlib.sha256(data.labels.numpy())
     if isinstance(data.images, Tensor):
-        digest.update(data.images.numpy().tobytes())
+        digest.update(data.images.numpy())
     return digest.hexdigest()[:16]

@@ -1,66 +1,87 @@
 """Spectral norm of linear and convolution weights: measured, and held at a value during training."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame, pad_same
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 SigmaOf = Literal["kernel", "operator"]
 Size = tuple[int, int]
+Layer = nn.Conv2d | nn.Linear
 
 
-def weighted(modules: Iterable[nn.Module]) -> list[nn.Module]:
+def weighted(modules: Iterable[nn.Module]) -> list[Layer]:
     """Linear and convolution layers among these modules."""
     return [module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))]
 
 
 def kernel_norm(weight: Tensor) -> Tensor:
-    """Largest singular value of a weight reshaped to [out, in * kh * kw], exact, float64."""
+    """Largest singular value of a weight reshaped to [out, in * kh * kw], exact, float64; NaN of a weight that isn't finite."""
     matrix = weight.detach().flatten(1).double()
+    if not matrix.isfinite().all():  # LAPACK would raise, in place of the error that says that training diverged
+        return matrix.new_tensor(torch.nan)
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     return torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt()
 
 
 @torch.no_grad()
-def operator_norm(layer: nn.Module, size: Size = (1, 1), *, weight: Tensor | None = None, tolerance: float = 1e-6) -> Tensor:
+def operator_norm(
+    layer: Layer,
+    size: Size = (1, 1),
+    *,
+    weight: Tensor | None = None,
+    start: Tensor | None = None,
+    tolerance: float = 1e-7,
+) -> Tensor:
     """Largest singular value of a layer as a linear map of its input, float64.
 
     Args:
         layer: A linear layer, or a convolution, whose stride, padding, dilation and groups count.
         size: Height and width of the convolution's input, in pixels.
         weight: In place of the layer's own.
-        tolerance: Relative change in one power iteration at which it has converged.
+        start: Of the power iteration, [1, in, height, width]; near the singular vector saves most of it.
+        tolerance: Relative change in one power iteration at which it ends; some ten times that is left to the norm.
     """
     weight = (layer.weight if weight is None else weight).detach()
     if not isinstance(layer, nn.Conv2d):
         return kernel_norm(weight)
     weight = weight.double()
-    v = _unit((1, layer.in_channels, *size), weight)
+    v = _unit((1, layer.in_channels, *size), weight) if start is None else start.double()
     sigma = weight.new_zeros(())
     for _ in range(2000):
         mapped = _adjoint(layer, weight, _conv(layer, weight, v), v.shape)
-        before, sigma, v = sigma, mapped.norm().sqrt(), F.normalize(mapped, dim=None)
-        if (sigma - before).abs() <= tolerance * sigma:
+        before, sigma, v = sigma, mapped.norm().sqrt(), _normalised(mapped)
+        if not (sigma - before).abs() > tolerance * sigma:  # also of NaN
             break
     return sigma
 
 
 def _unit(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """The same unit vector every time: a start must not depend on a global generator."""
-    return F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like), dim=None)
+    return _normalised(torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like))
 
 
-def _conv(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+def _normalised(x: Tensor) -> Tensor:
+    return x / x.norm().clamp(min=1e-12)
+
+
+def _conv(layer: Layer, weight: Tensor, x: Tensor) -> Tensor:
     assert isinstance(layer, nn.Conv2d)
+    if isinstance(layer, Conv2dSame):
+        x = pad_same(x, list(layer.kernel_size), list(layer.stride), list(layer.dilation))
     return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 @torch.enable_grad()
-def _adjoint(layer: nn.Module, weight: Tensor, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _adjoint(layer: Layer, weight: Tensor, y: Tensor, shape: tuple[int, ...]) -> Tensor:
     x = y.new_zeros(shape, requires_grad=True)
     (gradient,) = torch.autograd.grad(_conv(layer, weight, x), x, y)
     return gradient
@@ -72,13 +93,13 @@ class _Rescaled(nn.Module):
     u: Tensor
     v: Tensor
 
-    def __init__(self, layer: nn.Module, beta: float, iterations: int, sigma: SigmaOf, size: Size):
+    def __init__(self, layer: Layer, beta: float, iterations: int, sigma: SigmaOf, size: Size):
         super().__init__()
         self.beta, self.iterations, self.size = beta, iterations, size
         self.by_operator = sigma == "operator" and isinstance(layer, nn.Conv2d)
         self._layer = [layer]  # in a list: the layer owns this module, not the other way round
         weight = layer.weight.detach()
-        start = (1, layer.in_channels, *size) if self.by_operator else (weight[0].numel(),)
+        start = (1, layer.in_channels, *size) if isinstance(layer, nn.Conv2d) and self.by_operator else (weight[0].numel(),)
         self.register_buffer("v", _unit(start, weight))
         self.register_buffer("u", torch.zeros_like(self._map(weight, self.v)))
         self._iterate(weight, 15)
@@ -89,9 +110,9 @@ class _Rescaled(nn.Module):
     @torch.no_grad()
     def _iterate(self, weight: Tensor, iterations: int) -> None:
         for _ in range(iterations):
-            self.u.copy_(F.normalize(self._map(weight, self.v), dim=None))
+            self.u.copy_(_normalised(self._map(weight, self.v)))
             back = _adjoint(self._layer[0], weight, self.u, self.v.shape) if self.by_operator else weight.flatten(1).T @ self.u
-            self.v.copy_(F.normalize(back, dim=None))
+            self.v.copy_(_normalised(back))
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
@@ -103,13 +124,13 @@ class _Rescaled(nn.Module):
     def converged(self, weight: Tensor) -> Tensor:
         """The rescaled weight with the exact sigma, plain."""
         layer = self._layer[0]
-        sigma = operator_norm(layer, self.size, weight=weight) if self.by_operator else kernel_norm(weight)
+        sigma = operator_norm(layer, self.size, weight=weight, start=self.v) if self.by_operator else kernel_norm(weight)
         return (weight.detach().double() * (self.beta / sigma)).to(weight.dtype)
 
 
 @contextmanager
 def rescaled(
-    layers: Iterable[nn.Module],
+    layers: Iterable[Layer],
     beta: float,
     *,
     iterations: int = 1,
@@ -126,12 +147,18 @@ def rescaled(
         sizes: Height and width of each convolution's input, for the operator norm.
 
     Raises:
-        ValueError: On a weight of zeros, which no factor can rescale.
+        ValueError: On a weight of zeros, which no factor can rescale, one that its layer standardises, or a size that is
+            missing; nothing has changed then.
     """
+    layers = list(layers)
+    for layer in layers:
+        _refuse_standardised(layer)
+        if not layer.weight.detach().any():
+            raise ValueError(f"expected a weight with a spectral norm > 0, to rescale it to {beta}, got zeros in {layer}.")
+        if sigma == "operator" and isinstance(layer, nn.Conv2d) and layer not in (sizes or {}):
+            raise ValueError(f"expected the size of the input of {layer} for its operator norm, got none; pass it in sizes.")
     with ExitStack() as stack:
         for layer in layers:
-            if not layer.weight.detach().any():
-                raise ValueError(f"expected weights with a spectral norm > 0 to rescale to {beta}, got zeros in {layer}.")
             parametrization = _Rescaled(layer, beta, iterations, sigma, (sizes or {}).get(layer, (1, 1)))
             parametrization.train(layer.training)
             parametrize.register_parametrization(layer, "weight", parametrization, unsafe=True)
@@ -139,12 +166,22 @@ def rescaled(
         yield
 
 
-def _fold(layer: nn.Module) -> None:
-    chain: nn.Module = layer.parametrizations["weight"]  # type: ignore[index,assignment]
-    original, parametrization = chain.original, chain[0]  # type: ignore[index]
+def _fold(layer: Layer) -> None:
+    parametrized: Any = layer
+    chain = parametrized.parametrizations["weight"]
+    original, parametrization = chain.original, chain[0]
     with torch.no_grad():
         original.copy_(parametrization.converged(original))
     parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    layer._parameters["bias"] = layer._parameters.pop("bias")  # behind the weight again: optimisers know parameters by position
+
+
+def _refuse_standardised(layer: nn.Module) -> None:
+    if isinstance(layer, (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)):
+        raise ValueError(
+            f"expected layers that use their weight as it is, got {type(layer).__name__}, which standardises it in each forward "
+            "pass, so that its spectral norm says nothing; use another architecture, or train these blocks without a bound."
+        )
 
 
 def plain_state_dict(model: nn.Module, *, converged: bool = True) -> dict[str, Tensor]:
@@ -169,3 +206,61 @@ def plain_state_dict(model: nn.Module, *, converged: bool = True) -> dict[str, T
                 )
             parametrization.train(training)
     return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipschitzRow:
+    """How far one layer can stretch a difference of its inputs, in the 2-norm.
+
+    Args:
+        name: Of the layer.
+        kernel_norm: Spectral norm of the weight reshaped to [out, in * kh * kw]; None for batch norm.
+        operator_norm: Of the layer as a linear map; None for batch norm.
+        batch_norm: Largest |weight| / sqrt(variance + eps) with the stored variance; None for other layers.
+    """
+
+    name: str
+    kernel_norm: float | None = None
+    operator_norm: float | None = None
+    batch_norm: float | None = None
+
+    @property
+    def factor(self) -> float:
+        """The bound: the operator norm, or that of batch norm in eval mode."""
+        factor = self.operator_norm if self.batch_norm is None else self.batch_norm
+        assert factor is not None
+        return factor
+
+
+def lipschitz_table(layers: Mapping[str, nn.Module], sizes: Mapping[nn.Module, Size]) -> list[LipschitzRow]:
+    """Bounds of the linear, convolution and batch-norm layers among ``layers``, in their order.
+
+    Batch norm counts: it can undo what a bound on the weights does.
+
+    Args:
+        layers: By name; others than these three kinds are left out.
+        sizes: Height and width of each convolution's input, in pixels.
+
+    Raises:
+        ValueError: On a convolution that standardises its weight.
+    """
+    rows = []
+    for name, layer in layers.items():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            _refuse_standardised(layer)
+            operator = operator_norm(layer, sizes[layer]) if isinstance(layer, nn.Conv2d) else kernel_norm(layer.weight)
+            rows.append(LipschitzRow(name=name, kernel_norm=float(kernel_norm(layer.weight)), operator_norm=float(operator)))
+        elif isinstance(layer, _BatchNorm):
+            assert layer.running_var is not None
+            weight = torch.ones_like(layer.running_var) if layer.weight is None else layer.weight.detach()
+            rows.append(LipschitzRow(name=name, batch_norm=float((weight.abs() / (layer.running_var + layer.eps).sqrt()).max())))
+    return rows
+
+
+def lipschitz_product(rows: Iterable[LipschitzRow]) -> float:
+    """Product of the factors.
+
+    It bounds a chain of these layers and of activations that do not expand, e.g. ReLU, in eval mode. Layers side by side are no
+    chain: a residual sum is bounded by the sum of its branches (shortcut 1, or its convolution), not by their product.
+    """
+    return math.prod(row.factor for row in rows)

@@ -6,6 +6,7 @@ a run that was killed and resumed ends with the weights of one that was not, bit
 
 import copy
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -28,6 +29,7 @@ from tqdm.auto import tqdm
 from .attacks import FGSM, NFGSM, PGD, RFGSM, Attack
 from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks, list_blocks
+from .config import to_dict
 from .data import Augmentation, Data, DataError, ImageData
 from .methods import Batch, Method
 from .methods.method import Images
@@ -646,8 +648,6 @@ def _update_average(average: dict[str, Tensor], state: dict[str, Tensor], decay:
 
 def _fingerprint(method: Method, bn: BatchNormPolicy, arguments: TrainingArguments, data: Data, model: Classifier) -> dict:
     """What a run must have in common with the one it continues."""
-    from .config import to_dict
-
     free = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
     chosen = {key: value for key, value in to_dict(arguments).items() if key not in free}
     return json.loads(
@@ -658,9 +658,17 @@ def _fingerprint(method: Method, bn: BatchNormPolicy, arguments: TrainingArgumen
                 "arguments": chosen,
                 "architecture": [model.architecture, model.num_classes, model.model_args],
                 "data": data.description.get("fingerprint"),
+                "weights": _state_hash(model),
             }
         )
     )
+
+
+def _state_hash(model: Classifier) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """What an attack is, and the geometry that attacks share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..randomness import START, fold_in, normal, random_keys, uniform
 
 Norm = Literal["Linf", "L2"]
 
@@ -29,14 +32,13 @@ class Attack(ABC):
     norm: Norm = "Linf"
 
     def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm must be one of {get_args(Norm)}, got {self.norm!r}.")
         if not self.eps >= 0:
             raise ValueError(f"eps must be a radius >= 0 in pixel units of [0, 1] (8/255 = 0.0314), got {self.eps}.")
         if self.eps > 1 and self.norm == "Linf":
-            raise ValueError(f"eps must be in [0, 1] for Linf, as pixels are in [0, 1]; got {self.eps}. Did you mean {self.eps:g}/255?")
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"norm must be one of {get_args(Norm)}, got {self.norm!r}.")
+            raise ValueError(f"eps must be in [0, 1] for Linf, as pixels are; got {self.eps}. Did you mean {self.eps:g}/255?")
 
-    @abstractmethod
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor | None = None, *, until_broken: bool = False
     ) -> Tensor:
@@ -50,12 +52,33 @@ class Attack(ABC):
             labels: True classes.
             keys: One key per image for its random numbers (:func:`cartl_hub.randomness.image_keys`); by default drawn from
                 torch's global generator.
-            until_broken: For evaluation: an image that is misclassified leaves the batch with that perturbation, the others
-                end with the perturbation of highest loss. For training (False) all end with their last one.
+            until_broken: For evaluation: an image that is misclassified leaves the batch with that perturbation, at once if
+                it needs none; the others end with the perturbation of highest loss. For training (False) all end with
+                their last one.
 
         Shape:
             images [B, C, H, W], labels [B], keys [B] -> [B, C, H, W] in [0, 1], detached.
         """
+        images = images.detach()
+        if keys is None:
+            keys = random_keys(len(images), images.device)
+        with eval_mode(model):
+            if not until_broken:
+                return self.perturb(model, images, labels, keys)
+            with torch.no_grad():
+                correct = model(images).argmax(1) == labels
+            adversarial = images.clone()
+            if correct.any():
+                adversarial[correct] = self.search(model, images[correct], labels[correct], keys[correct])
+            return adversarial
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        """The images after the last step; the model is in eval mode."""
+
+    def search(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        """The worst images that were met, for images that the model classifies rightly."""
+        return self.perturb(model, images, labels, keys)
 
 
 def input_gradient(
@@ -83,6 +106,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def random_point(keys: Tensor, shape: tuple[int, ...], eps: float, norm: Norm) -> Tensor:
+    """Uniform point of the ``norm`` ball of radius ``eps`` for each key.
+
+    Shape:
+        [B] -> [B, *shape].
+    """
+    if norm == "Linf":
+        return eps * (2 * uniform(keys, shape, stream=START) - 1)
+    direction = normal(keys, shape, stream=START)
+    radius = uniform(fold_in(keys, START), stream=START) ** (1 / math.prod(shape))
+    return eps * radius.view(-1, *[1] * len(shape)) * direction / sample_norm(direction)
+
+
 def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
     """Nearest point of the ``norm`` ball of radius ``eps``, per sample.
 
@@ -95,7 +131,8 @@ def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def steepest_direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """Direction of steepest ascent of unit ``norm``, per sample; zero where the gradient is zero."""
+    """Direction of steepest ascent of unit ``norm``, per sample; zero where the gradient is zero or NaN."""
+    gradient = gradient.nan_to_num()  # a NaN would become a pixel, and a NaN image counts as misclassified
     if norm == "Linf":
         return gradient.sign()
     largest = gradient.flatten(1).abs().amax(1).view(-1, *[1] * (gradient.ndim - 1))

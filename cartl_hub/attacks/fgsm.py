@@ -4,58 +4,71 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..randomness import START, random_keys, uniform
-from .attack import Attack, cross_entropy, eval_mode, input_gradient, project, steepest_direction
-
-
-def _single_step(
-    attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor | None, noise: float, step_size: float
-) -> Tensor:
-    """One step of ``step_size`` from a uniform start in the cube of half side ``noise``; not projected."""
-    start = images
-    if noise:
-        keys = random_keys(len(images), images.device) if keys is None else keys
-        start = (images + noise * (2 * uniform(keys, images.shape[1:], stream=START) - 1)).clamp(0, 1)
-    with eval_mode(model):
-        gradient, _, _ = input_gradient(model, start, labels, cross_entropy)
-    return start + step_size * steepest_direction(gradient, attack.norm)
+from .attack import Attack, Norm, cross_entropy, input_gradient, project, random_point, steepest_direction
 
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(Attack):
     """Fast gradient sign method (Goodfellow et al., 2015, https://arxiv.org/abs/1412.6572). In L2, the fast gradient method."""
 
-    def __call__(self, model, images, labels, keys=None, *, until_broken=False):
-        return _single_step(self, model, images, labels, keys, noise=0.0, step_size=self.eps).clamp(0, 1)
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        return _ascend(model, images, labels, self.eps, self.norm).clamp(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RFGSM(Attack):
-    """FGSM from a random start, "FGSM-RS" (Wong et al., 2020, https://arxiv.org/abs/2001.03994), Linf, for training.
+    """FGSM from a random start in the ball, "FGSM-RS" (Wong et al., 2020, https://arxiv.org/abs/2001.03994), for training.
 
     Args:
         step_factor: Step size in units of ``eps``.
+
+    Raises:
+        ValueError: On a negative factor, beside what :class:`Attack` raises.
     """
 
     step_factor: float = 1.25
 
-    def __call__(self, model, images, labels, keys=None, *, until_broken=False):
-        step = _single_step(self, model, images, labels, keys, noise=self.eps, step_size=self.step_factor * self.eps)
-        return (images + project(step - images, self.eps, self.norm)).clamp(0, 1)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.step_factor >= 0:
+            raise ValueError(f"step_factor must be >= 0, got {self.step_factor}.")
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        start = (images + random_point(keys, images.shape[1:], self.eps, self.norm)).clamp(0, 1)
+        moved = _ascend(model, start, labels, self.step_factor * self.eps, self.norm)
+        return (images + project(moved - images, self.eps, self.norm)).clamp(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NFGSM(Attack):
-    """Noise-FGSM (de Jorge et al., 2022, https://arxiv.org/abs/2202.01181), Linf, for training.
+    """Noise-FGSM (de Jorge et al., 2022, https://arxiv.org/abs/2202.01181), Linf, for training only.
 
-    Its images leave the ball: it is not projected. It is no attack to evaluate with.
+    It is not projected: its images leave the ball by up to ``noise_factor`` times ``eps``.
 
     Args:
         noise_factor: Half width of the uniform noise, in units of ``eps``.
+
+    Raises:
+        ValueError: On a norm other than Linf, a negative factor, or ``until_broken``, beside what :class:`Attack` raises.
     """
 
     noise_factor: float = 2.0
 
-    def __call__(self, model, images, labels, keys=None, *, until_broken=False):
-        noise = self.noise_factor * self.eps
-        return _single_step(self, model, images, labels, keys, noise=noise, step_size=self.eps).clamp(0, 1)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm != "Linf":
+            raise ValueError(f"NFGSM is an Linf attack, got norm={self.norm!r}; RFGSM and PGD have both norms.")
+        if not self.noise_factor >= 0:
+            raise ValueError(f"noise_factor must be >= 0, got {self.noise_factor}.")
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        start = (images + random_point(keys, images.shape[1:], self.noise_factor * self.eps, self.norm)).clamp(0, 1)
+        return _ascend(model, start, labels, self.eps, self.norm).clamp(0, 1)
+
+    def search(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        raise ValueError("expected an attack that stays in its ball for an evaluation, got NFGSM; use FGSM or PGD.")
+
+
+def _ascend(model: nn.Module, images: Tensor, labels: Tensor, step_size: float, norm: Norm) -> Tensor:
+    gradient, _, _ = input_gradient(model, images, labels, cross_entropy)
+    return images + step_size * steepest_direction(gradient, norm)

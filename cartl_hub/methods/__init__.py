@@ -1,4 +1,5 @@
 from .adversarial import AdversarialTraining as AdversarialTraining
+from .adversarial import EpsSchedule as EpsSchedule
 from .fdm import FDM as FDM
 from .finetuning import FineTuning as FineTuning
 from .lwf import LwF as LwF

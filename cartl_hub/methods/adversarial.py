@@ -53,7 +53,7 @@ class AdversarialTraining(Method):
         eps_schedule: Radius of the attack over the run.
     """
 
-    attack: Attack = PGD(eps=8 / 255, step_size=2 / 255, steps=7)
+    attack: Attack = field(default=PGD(eps=8 / 255, step_size=2 / 255, steps=7))
     num_blocks: int | None = None
     eps_schedule: EpsSchedule = field(default_factory=EpsSchedule)
 

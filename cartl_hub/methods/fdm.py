@@ -1,6 +1,6 @@
 """Feature distance minimisation (FDM), for source training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +36,7 @@ class FDM(Method):
 
     num_blocks: int
     weight: float = 0.64
-    attack: Attack = PGD(eps=8 / 255, step_size=2 / 255, steps=7)
+    attack: Attack = field(default=PGD(eps=8 / 255, step_size=2 / 255, steps=7))
 
     def setup(self, model, images=None):
         last_blocks(model, self.num_blocks)  # a split that doesn't exist is an error before the first step

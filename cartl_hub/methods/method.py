@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -72,8 +73,9 @@ class Method(ABC):
             yield {}
 
     @abstractmethod
-    def losses(self, model: Classifier, batch: Batch, **modules: nn.Module) -> dict[str, Tensor]:
+    def losses(self, model: Classifier, batch: Batch, *args: Any, **modules: Any) -> dict[str, Tensor]:
         """Losses of one batch: ``"loss"`` is minimised, the other scalars are logged.
 
-        ``"logits"`` [B, K], where given, is what the training accuracy is computed from.
+        ``"logits"`` [B, K], where given, is what the training accuracy is computed from. A method takes as keywords the
+        modules that its ``setup`` yields, and no others.
         """

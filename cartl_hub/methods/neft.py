@@ -1,5 +1,6 @@
 """Non-expansive fine-tuning (NEFT)."""
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ class NEFT(Method):
         return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits}
 
 
-def input_sizes(model: Classifier, layers: list[nn.Module]) -> dict[nn.Module, Size]:
+def input_sizes(model: Classifier, layers: Sequence[nn.Module]) -> dict[nn.Module, Size]:
     """Height and width that each convolution among ``layers`` sees for an image of the model's input size."""
     sizes: dict[nn.Module, Size] = {}
 

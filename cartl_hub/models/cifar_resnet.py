@@ -10,11 +10,15 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 
-class HalvedReLU(nn.Module):
-    """ReLU of half its input: after the sum of shortcut and branch it makes the sum convex."""
+class Halved(nn.Module):
+    """An activation of half its input: after the sum of shortcut and branch it makes the sum convex."""
+
+    def __init__(self, act: nn.Module):
+        super().__init__()
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu(0.5 * x)
+        return self.act(0.5 * x)
 
 
 class CifarResNet(ResNet):
@@ -27,48 +31,54 @@ class CifarResNet(ResNet):
         kwargs: As for timm's ``ResNet``.
     """
 
-    def __init__(self, block: type[nn.Module], layers: tuple[int, ...], convex_blocks: int = 0, **kwargs: Any):
+    def __init__(self, block: Any, layers: tuple[int, ...], convex_blocks: int = 0, **kwargs: Any):
         super().__init__(block, layers, **kwargs)
         self.in_chans = kwargs.get("in_chans", 3)
-        self.conv1 = nn.Conv2d(self.in_chans, 64, 3, 1, 1, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()
-        self.feature_info = [info | {"reduction": max(1, info["reduction"] // 4)} for info in self.feature_info]
+        stem = nn.Conv2d(self.in_chans, 64, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        self.conv1, self.maxpool = stem, nn.Identity()  # type: ignore[assignment]
+        feature_info: Any = self.feature_info
+        for info in feature_info:
+            info["reduction"] = max(1, info["reduction"] // 4)
         self.set_convex_blocks(convex_blocks)
 
     @property
     def model_args(self) -> dict[str, Any]:
         """Arguments that a saved config needs beside the architecture's name."""
-        args = dict(convex_blocks=self.convex_blocks, in_chans=self.in_chans)
-        return {name: value for name, value in args.items() if value != dict(convex_blocks=0, in_chans=3)[name]}
+        args = {"convex_blocks": self.convex_blocks, "in_chans": self.in_chans}
+        defaults = {"convex_blocks": 0, "in_chans": 3}
+        return {name: value for name, value in args.items() if value != defaults[name]}
 
     def set_convex_blocks(self, num_blocks: int) -> None:
         """Make the residual sums of the last ``num_blocks`` blocks convex, the others plain.
 
         The classifier counts as a block and holds no sum.
         """
-        blocks = [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+        stages: Any = (self.layer1, self.layer2, self.layer3, self.layer4)
+        blocks = [block for stage in stages for block in stage]
         self.convex_blocks = num_blocks
         for index, block in enumerate(blocks):
-            convex = len(blocks) - index + 1 <= num_blocks
             name = "act3" if isinstance(block, Bottleneck) else "act2"
-            setattr(block, name, HalvedReLU() if convex else nn.ReLU(inplace=True))
+            act = getattr(block, name)
+            plain = act.act if isinstance(act, Halved) else act
+            convex = len(blocks) - index + 1 <= num_blocks
+            setattr(block, name, Halved(plain).train(block.training) if convex else plain)
 
 
 def _cfg() -> dict[str, Any]:
-    return dict(
-        url="",
-        num_classes=10,
-        input_size=(3, 32, 32),
-        pool_size=(4, 4),
-        crop_pct=1.0,
-        interpolation="bilinear",
-        mean=(0.5071, 0.4865, 0.4409),  # CIFAR-100
-        std=(0.2673, 0.2564, 0.2762),
-        first_conv="conv1",
-        classifier="fc",
-        license="mit",
-    )
+    return {
+        "url": "",
+        "num_classes": 10,
+        "input_size": (3, 32, 32),
+        "pool_size": (4, 4),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100
+        "std": (0.2673, 0.2564, 0.2762),
+        "first_conv": "conv1",
+        "classifier": "fc",
+        "license": "mit",
+    }
 
 
 default_cfgs = generate_default_cfgs({f"resnet{depth}_cifar": _cfg() for depth in (18, 34, 50)})
@@ -81,16 +91,16 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
 @register_model
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-18 with a 3x3 stem and no max-pooling."""
-    return _create("resnet18_cifar", pretrained, **dict(block=BasicBlock, layers=(2, 2, 2, 2), **kwargs))
+    return _create("resnet18_cifar", pretrained, block=BasicBlock, layers=(2, 2, 2, 2), **kwargs)
 
 
 @register_model
 def resnet34_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-34 with a 3x3 stem and no max-pooling."""
-    return _create("resnet34_cifar", pretrained, **dict(block=BasicBlock, layers=(3, 4, 6, 3), **kwargs))
+    return _create("resnet34_cifar", pretrained, block=BasicBlock, layers=(3, 4, 6, 3), **kwargs)
 
 
 @register_model
 def resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     """ResNet-50 with a 3x3 stem and no max-pooling."""
-    return _create("resnet50_cifar", pretrained, **dict(block=Bottleneck, layers=(3, 4, 6, 3), **kwargs))
+    return _create("resnet50_cifar", pretrained, block=Bottleneck, layers=(3, 4, 6, 3), **kwargs)

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ..images import ImagePolicy
 
+# Arguments of timm.create_model that say where weights come from, not what is built.
+_NOT_BUILT = ("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -59,19 +62,21 @@ class Classifier(nn.Module):
         lineage: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        if not all(hasattr(backbone, name) for name in ("pretrained_cfg", "group_matcher", "get_classifier")):
+        timm_model: Any = backbone
+        complete = all(hasattr(backbone, name) for name in ("pretrained_cfg", "group_matcher", "get_classifier"))
+        if not complete or not isinstance(timm_model.get_classifier(), nn.Module):
             raise TypeError(
-                f"expected a timm model with a group_matcher, got {type(backbone).__name__}; make it with timm.create_model, "
-                "or, only to evaluate it, pass it to cartl_hub.evaluate as it is."
+                f"expected a timm model with a group_matcher and one classifier, got {type(backbone).__name__}; make it with "
+                "timm.create_model, or, only to evaluate it, pass it to cartl_hub.evaluate as it is."
             )
-        cfg: Any = backbone.pretrained_cfg
-        self.backbone = backbone
+        cfg = timm_model.pretrained_cfg
+        self.backbone: Any = backbone
         self.architecture = architecture or cfg["architecture"]
         self._model_args = dict(model_args or {})
         self.label_names = None if label_names is None else tuple(map(str, label_names))
         self.lineage = dict(lineage or {})
         in_chans, *size = cfg["input_size"]
-        in_chans = getattr(backbone, "in_chans", in_chans)
+        in_chans = self._model_args.get("in_chans", getattr(backbone, "in_chans", in_chans))
         self.image_policy = image_policy or ImagePolicy(
             size=_input_size(backbone, size),
             mode="L" if in_chans == 1 else "RGB",
@@ -98,12 +103,14 @@ class Classifier(nn.Module):
         return self._model_args | getattr(self.backbone, "model_args", {})
 
     def reset_head(self, label_names: Sequence[str], *, seed: int = 0) -> None:
-        """Replace the classifier by a new one for these classes, drawn from ``seed``."""
+        """Replace the classifier by a new one for these classes, drawn from ``seed``: the same on every device."""
+        device = self.mean.device
+        self.backbone.cpu()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.backbone.reset_classifier(len(label_names))
+        self.backbone.to(device)
         self.label_names = tuple(map(str, label_names))
-        self.head.to(self.mean.device)
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features, the input of the classifier: [B, C, H, W] in [0, 1] -> [B, D]."""
@@ -135,14 +142,18 @@ class Classifier(nn.Module):
             except ValueError as error:
                 raise ValueError(f"picture {position}: {error}") from error
         names = self.label_names or tuple(map(str, range(self.num_classes)))
-        training, predictions = self.training, []
+        predictions = []
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
-        for start in range(0, len(inputs), batch_size):
-            batch = torch.stack(inputs[start : start + batch_size]).to(self.mean.device) / 255
-            for row in self(batch).float().softmax(1):
-                shares, classes = row.topk(min(top, len(row)))
-                predictions.append(Prediction(tuple(names[i] for i in classes.tolist()), tuple(shares.tolist())))
-        self.train(training)
+        try:
+            for start in range(0, len(inputs), batch_size):
+                batch = torch.stack(inputs[start : start + batch_size]).to(self.mean.device) / 255
+                for row in self(batch).float().softmax(1):
+                    shares, classes = row.topk(min(top, len(row)))
+                    predictions.append(Prediction(tuple(names[i] for i in classes.tolist()), tuple(shares.tolist())))
+        finally:
+            for module, training in modes:
+                module.training = training
         return predictions
 
 
@@ -161,5 +172,6 @@ def create_model(name: str, **kwargs: Any) -> Classifier:
         kwargs: As for ``timm.create_model``.
     """
     backbone = timm.create_model(name, **kwargs)
-    kept = {key: value for key, value in kwargs.items() if key not in ("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
-    return Classifier(backbone, architecture=name.partition(".")[0] if not name.startswith(("hf-hub:", "local-dir:")) else None, model_args=kept)
+    remote = name.startswith(("hf-hub:", "local-dir:"))
+    model_args = {key: value for key, value in kwargs.items() if key not in _NOT_BUILT}
+    return Classifier(backbone, architecture=None if remote else name.partition(".")[0], model_args=model_args)

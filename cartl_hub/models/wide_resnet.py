@@ -4,7 +4,6 @@ import sys
 from functools import partial
 from typing import Any
 
-import torch
 from timm.layers import BatchNormAct2d, ClassifierHead
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -78,7 +77,7 @@ class WideResNet(nn.Module):
                 blocks.append(WideBlock(chans, out_chans, 2 if stage and not index else 1, act_layer))
                 chans = out_chans
             self.stages.append(blocks)
-            self.feature_info.append(dict(num_chs=chans, reduction=2**stage, module=f"stages.{stage}"))
+            self.feature_info.append({"num_chs": chans, "reduction": 2**stage, "module": f"stages.{stage}"})
         self.norm = BatchNormAct2d(chans, act_layer=act_layer)
         self.head = ClassifierHead(chans, num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.set_convex_blocks(convex_blocks)
@@ -91,8 +90,8 @@ class WideResNet(nn.Module):
     @property
     def model_args(self) -> dict[str, Any]:
         """Arguments that a saved config needs beside the architecture's name."""
-        args = dict(negative_slope=self.negative_slope, convex_blocks=self.convex_blocks, in_chans=self.in_chans)
-        defaults = dict(negative_slope=0.0, convex_blocks=0, in_chans=3)
+        args = {"negative_slope": self.negative_slope, "convex_blocks": self.convex_blocks, "in_chans": self.in_chans}
+        defaults = {"negative_slope": 0.0, "convex_blocks": 0, "in_chans": 3}
         return {name: value for name, value in args.items() if value != defaults[name]}
 
     def set_convex_blocks(self, num_blocks: int) -> None:
@@ -100,14 +99,15 @@ class WideResNet(nn.Module):
 
         The norm and the classifier count as blocks and hold no sum.
         """
-        blocks = [block for stage in self.stages for block in stage]
+        stages: Any = self.stages
+        blocks = [block for stage in stages for block in stage]
         self.convex_blocks = num_blocks
         for index, block in enumerate(blocks):
             block.convex = len(blocks) - index + 2 <= num_blocks
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Stem, residual blocks, norm; the classifier is the rest. The norm is a block of its own, as CARTL counts."""
-        return dict(stem=r"^stem", blocks=r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)", norm=r"^norm")
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)", "norm": r"^norm"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
@@ -133,17 +133,23 @@ class WideResNet(nn.Module):
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}.")
         wanted, last = feature_take_indices(len(self.stages), indices)
         x, maps = self.stem(x), []
+        ends = len(self.stages) - 1
         for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
+            x = self._run(stage, x)
             if index in wanted:
-                maps.append(self.norm(x) if norm and index == len(self.stages) - 1 else x)
-        return maps if intermediates_only else (self.norm(x), maps)
+                maps.append(self.norm(x) if norm and index == ends else x)
+        if intermediates_only:
+            return maps
+        return (x if stop_early and last < ends else self.norm(x)), maps
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for stage in self.stages:
-            x = checkpoint_seq(stage, x) if self.grad_checkpointing and not torch.jit.is_scripting() else stage(x)
+            x = self._run(stage, x)
         return self.norm(x)
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)
@@ -153,19 +159,19 @@ class WideResNet(nn.Module):
 
 
 def _cfg() -> dict[str, Any]:
-    return dict(
-        url="",
-        num_classes=10,
-        input_size=(3, 32, 32),
-        pool_size=(8, 8),
-        crop_pct=1.0,
-        interpolation="bilinear",
-        mean=(0.5071, 0.4865, 0.4409),  # CIFAR-100
-        std=(0.2673, 0.2564, 0.2762),
-        first_conv="stem",
-        classifier="head.fc",
-        license="mit",
-    )
+    return {
+        "url": "",
+        "num_classes": 10,
+        "input_size": (3, 32, 32),
+        "pool_size": (8, 8),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100
+        "std": (0.2673, 0.2564, 0.2762),
+        "first_conv": "stem",
+        "classifier": "head.fc",
+        "license": "mit",
+    }
 
 
 default_cfgs = generate_default_cfgs({f"wrn{depth}_{width}": _cfg() for depth in DEPTHS for width in WIDTHS})
@@ -175,7 +181,11 @@ def _register(depth: int, width: int) -> None:
     name = f"wrn{depth}_{width}"
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-        args: dict[str, Any] = dict(depth=depth, width=width, feature_cfg=dict(feature_cls="getter", out_indices=(0, 1, 2)))
+        args: dict[str, Any] = {
+            "depth": depth,
+            "width": width,
+            "feature_cfg": {"feature_cls": "getter", "out_indices": (0, 1, 2)},
+        }
         return build_model_with_cfg(WideResNet, name, pretrained, **(args | kwargs))
 
     entrypoint.__name__ = entrypoint.__qualname__ = name

@@ -1,0 +1,156 @@
+"""The model card: README.md of a model folder, with every figure from its report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .blocks import list_blocks
+from .models import Classifier
+from .report import Report, eps_text
+
+TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+
+
+def render_card(model: Classifier, model_id: str, *, report: Report | None = None, title: str | None = None) -> str:
+    """Text of a card; all that it says comes from the model's lineage and from the report.
+
+    Args:
+        model: With its lineage.
+        model_id: Under which the card says that it is loaded.
+        report: What was measured; without one the card says so.
+        title: First sentence.
+    """
+    lineage = model.lineage
+    data, source = lineage.get("data", {}), lineage.get("source")
+    card_data = ModelCardData(
+        model_name=model_id,
+        license=lineage.get("licence", "mit"),
+        library_name="cartl_hub",
+        pipeline_tag="image-classification",
+        tags=["adversarial-robustness", "timm", "cartl_hub", *(["robust-source"] if source is None else ["robust-transfer"])],
+        datasets=[data["id"]] if "/" in str(data.get("id", "")) else None,
+        base_model=source["id"] if source and "/" in source.get("id", "") else None,
+        metrics=["accuracy"] if report else None,
+        eval_results=_eval_results(report) if report else None,
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        model_id=model_id,
+        title=title or _title(model),
+        architecture=model.architecture,
+        num_parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
+        num_classes=model.num_classes,
+        image_policy=model.image_policy,
+        blocks=list_blocks(model),
+        data=describe_data(data),
+        method=describe_choice(lineage.get("method", {})) or "unknown",
+        source=_source_line(source),
+        needs_import=hasattr(model.backbone, "model_args"),
+        report=report,
+        command=(report.context.get("command") if report else None) or "cartl_hub.evaluate(model, data)",
+        environment=_environment(report) if report else None,
+        pictures=report is not None and report.curve is not None,
+        training=_training_lines(lineage),
+        notes=lineage.get("notes", []),
+        licence=data.get("licence", "that of the data set"),
+        percent=percent,
+    )
+    return card.content.rstrip() + "\n"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def describe_choice(choice: Mapping[str, Any]) -> str:
+    """A method or attack as one line: its name and what it was given."""
+    parts = []
+    for key, value in choice.items():
+        if key == "name" or value is None:
+            continue
+        if isinstance(value, Mapping):
+            parts.append(f"{key.replace('_', ' ')} {describe_choice(value)}")
+        else:
+            parts.append(f"{key.replace('_', ' ')} {_value(key, value)}")
+    return str(choice.get("name", "")) + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    return eps_text("Linf", value) if key in ("eps", "step_size") else f"{value:g}"
+
+
+def describe_data(data: Mapping[str, Any]) -> str:
+    """A data set as one phrase."""
+    words = [str(data.get("id", "unknown data"))]
+    if data.get("revision"):
+        words.append(f"revision {str(data['revision'])[:12]}")
+    if data.get("split"):
+        words.append(f"{data['split']} split")
+    return ", ".join(words)
+
+
+def _title(model: Classifier) -> str:
+    data = model.lineage.get("data", {}).get("id", "unknown data")
+    source = model.lineage.get("source")
+    start = f"A {model.architecture} " + (f"fine-tuned from `{source['id']}`" if source else "trained")
+    return f"{start} on {data} with {model.lineage.get('method', {}).get('name', 'an unknown method')}."
+
+
+def _source_line(source: Mapping[str, Any] | None) -> str | None:
+    if not source:
+        return None
+    return f"`{source.get('id')}`" + (f", revision {source['revision'][:12]}" if source.get("revision") else "")
+
+
+def _environment(report: Report) -> str:
+    environment = report.environment
+    kept = [f"{key} {environment[key]}" for key in ("torch", "timm", "cartl_hub", "device") if environment.get(key)]
+    return ", ".join(kept)
+
+
+def _training_lines(lineage: Mapping[str, Any]) -> list[str]:
+    lines = [f"Method: {describe_choice(lineage['method'])}."] if lineage.get("method") else []
+    if lineage.get("batch_norm"):
+        lines.append(f"Batch norm: {describe_choice(lineage['batch_norm'])}.")
+    if lineage.get("arguments"):
+        lines.append(f"Arguments: {describe_choice(lineage['arguments'])}.")
+    if lineage.get("data"):
+        data = lineage["data"]
+        hashed = f", index hash {data['index_hash']}" if data.get("index_hash") else ""
+        lines.append(f"Data: {describe_data(data)}{hashed}.")
+    result = lineage.get("result")
+    if result:
+        lines.append(
+            f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes ({result['images_per_second']:.0f} images/s, "
+            f"{result['precision']}, {result['device']}); the {result['weights']} weights"
+            + (" (their moving average)" if (lineage.get("arguments") or {}).get("ema") else "")
+            + "."
+        )
+        if result.get("stopped"):
+            lines.append(f"Ended early: {result['stopped']}.")
+    if lineage.get("command"):
+        lines.append(f"Made by `{lineage['command']}`.")
+    return lines
+
+
+def _eval_results(report: Report) -> Sequence[EvalResult]:
+    """For the model-index of the Hub; the attack is part of the metric's name, as the Hub groups by data set."""
+    measured = [("accuracy", report.clean.accuracy)]
+    measured += [(f"robust accuracy, {name} ({result.threat})", result.accuracy) for name, result in report.attacks.items()]
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=str(report.data.get("id", "unknown")),
+            dataset_name=str(report.data.get("id", "unknown")),
+            dataset_split=str(report.data.get("split", "test")),
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(100 * accuracy, 2),
+        )
+        for name, accuracy in measured
+    ]

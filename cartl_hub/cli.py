@@ -1,0 +1,317 @@
+"""The command line, thin over the same functions; what needs torch is imported when a command runs."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .attacks import Attack
+    from .methods import Method
+
+app = typer.Typer(
+    name="cartl-hub",
+    help="Robust source models, robust fine-tuning, and a robustness report.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class MethodName(StrEnum):
+    """Transfer methods."""
+
+    neft = "neft"
+    finetune = "finetune"
+    lwf = "lwf"
+    adversarial = "adversarial"
+
+
+class AttackName(StrEnum):
+    """Training attacks."""
+
+    pgd = "pgd"
+    fgsm = "fgsm"
+    rfgsm = "rfgsm"
+    nfgsm = "nfgsm"
+
+
+class Statistics(StrEnum):
+    """Whose statistics batch norm in the frozen blocks uses."""
+
+    source = "source"
+    target = "target"
+
+
+class Affine(StrEnum):
+    """Whether batch norm's affine maps in the trained blocks are trained."""
+
+    trained = "trained"
+    frozen = "frozen"
+
+
+def _fraction(text: str) -> float:
+    """ "8/255" or "0.03" as a number."""
+    try:
+        numerator, _, denominator = text.partition("/")
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"expected a radius such as 8/255 or 0.031, got {text!r}.") from None
+
+
+Eps = Annotated[float, typer.Option(parser=_fraction, metavar="RADIUS", help="Linf radius in pixel units of [0, 1].")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; found by itself.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; found by itself.")]
+NumImages = Annotated[int | None, typer.Option(min=1, help="Test images of the report; by default all.")]
+Seed = Annotated[int, typer.Option(help="Seed.")]
+
+
+@app.callback()
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from . import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: cartl-hub finetune wrn16_2.fdm4_cifar100 my_photos --num-blocks 4 --epochs 10")
+def finetune(
+    source: Annotated[str, typer.Argument(help="Id of a bundled model, Hub id, model folder, or name of a timm model.")],
+    data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id.")],
+    method: Annotated[MethodName, typer.Option(help="Transfer method.")] = MethodName.neft,
+    num_blocks: Annotated[
+        int | None, typer.Option(min=0, help="Blocks to train, from the classifier; 0 is the whole network (finetune, adversarial).")
+    ] = 4,
+    beta: Annotated[float, typer.Option(help="NEFT: spectral norm of each trained weight.")] = 0.4,
+    convex_residual: Annotated[bool, typer.Option(help="NEFT: convex residual sums, as part of the architecture.")] = False,
+    weight: Annotated[float, typer.Option(help="LwF: weight of the feature distance.")] = 0.005,
+    attack: Annotated[AttackName, typer.Option(help="adversarial: training attack.")] = AttackName.pgd,
+    eps: Eps = "8/255",  # type: ignore[assignment]
+    extractor_statistics: Annotated[Statistics, typer.Option(help="Batch norm of the frozen blocks.")] = Statistics.source,
+    submodel_affine: Annotated[Affine, typer.Option(help="Batch norm of the trained blocks.")] = Affine.trained,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 20,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Steps instead of epochs, for a stream.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step over all processes.")] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.02,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the images; wrong for digits and text.")] = True,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    log_with: Annotated[str | None, typer.Option(help="Tracker, e.g. tensorboard.")] = None,
+    seed: Seed = 0,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    streaming: Annotated[bool, typer.Option(help="Read the data as a stream.")] = False,
+    num_images: NumImages = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.")] = None,
+) -> None:
+    """Fine-tune a source on your images, measure clean and robust accuracy, write a model folder.
+
+    Run again with the same arguments it goes on where it was interrupted.
+    """
+    from . import Augmentation, BatchNormPolicy, DataArguments, RobustFineTuner, TrainingArguments
+
+    tuner = RobustFineTuner(
+        source,
+        data,
+        method=_method(method, num_blocks or None, beta, convex_residual, weight, _attack(attack, eps)),
+        bn=BatchNormPolicy(extractor_statistics=extractor_statistics.value, submodel_affine=submodel_affine.value),
+        arguments=TrainingArguments(
+            epochs=epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            lr=lr,
+            precision=precision,  # type: ignore[arg-type]
+            log_with=log_with,
+            seed=seed,
+            augmentation=Augmentation(flip=flip),
+        ),
+        data_arguments=DataArguments(image_column=image_column, label_column=label_column, streaming=streaming, seed=seed),
+        output_dir=output,
+    )
+    result = tuner.train()
+    if result.stopped:
+        typer.echo(f"Ended early: {result.stopped}.")
+    tuner.save()  # before the evaluation, which may be long
+    report = tuner.evaluate(num_images=num_images, context={"command": _command()})
+    folder = tuner.save()
+    _show(report.summary())
+    typer.echo(f"\nModel, card and report: {folder}\nReport to read: {folder / 'report.html'}")
+    typer.echo(f"Use it: cartl-hub predict {folder} PICTURE")
+
+
+def _attack(name: AttackName, eps: float) -> "Attack":
+    from . import FGSM, NFGSM, PGD, RFGSM
+
+    if name is AttackName.pgd:
+        return PGD(eps=eps, step_size=eps / 4, steps=7)
+    return {AttackName.fgsm: FGSM, AttackName.rfgsm: RFGSM, AttackName.nfgsm: NFGSM}[name](eps=eps)
+
+
+def _method(
+    name: MethodName, num_blocks: int | None, beta: float, convex_residual: bool, weight: float, attack: "Attack"
+) -> "Method":
+    from . import NEFT, AdversarialTraining, FineTuning, LwF
+
+    if name is MethodName.neft:
+        if num_blocks is None:
+            raise typer.BadParameter("NEFT needs the number of blocks to train, --num-blocks 1 or more.")
+        return NEFT(num_blocks=num_blocks, beta=beta, convex_residual=convex_residual)
+    if name is MethodName.lwf:
+        return LwF(weight=weight)
+    if name is MethodName.adversarial:
+        return AdversarialTraining(attack=attack, num_blocks=num_blocks)
+    return FineTuning(num_blocks=num_blocks)
+
+
+@app.command(epilog="Example: cartl-hub evaluate runs/my_model/model my_photos --num-images 1000")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder, id of a bundled model, or Hub id.")],
+    data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id; its test split is used.")],
+    eps: Eps = "8/255",  # type: ignore[assignment]
+    num_images: NumImages = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 128,
+    seed: Seed = 0,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+) -> None:
+    """Measure clean and robust accuracy of a saved model; write report.json, report.html and pictures."""
+    from . import DataArguments, default_attacks, load_model, load_splits
+    from . import evaluate as measure
+
+    loaded = load_model(model)
+    arguments = DataArguments(image_column=image_column, label_column=label_column, seed=seed)
+    splits = load_splits(data, loaded.image_policy, arguments, label_names=loaded.label_names)
+    context = {"id": model, "command": _command(), "notes": list(splits.notes)}
+    report = measure(
+        loaded,
+        splits.test,
+        attacks=default_attacks(eps=eps),
+        num_images=num_images,
+        batch_size=batch_size,
+        seed=seed,
+        context=context,
+    )
+    report.save(output)
+    _show(report.summary())
+    typer.echo(f"\nReport to read: {output / 'report.html'}")
+
+
+@app.command(epilog="Example: cartl-hub predict wrn16_2.fdm4_cifar100 cat.jpg dog.png")
+def predict(
+    model: Annotated[str, typer.Argument(help="Model folder, id of a bundled model, or Hub id.")],
+    files: Annotated[list[Path], typer.Argument(help="Pictures.", exists=True, dir_okay=False)],
+    top: Annotated[int, typer.Option(min=1, help="Classes to print for each.")] = 3,
+) -> None:
+    """Name what is in pictures."""
+    from . import load_model
+
+    for file, prediction in zip(files, load_model(model).predict(list(files), top=top), strict=True):
+        typer.echo(f"{file}: {prediction}")
+
+
+@app.command(epilog="Example: cartl-hub pretrain model_cards/wrn16_2.fdm4_cifar100/recipe.yaml")
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, or the folder it lies in.", exists=True)],
+    folder: Annotated[Path | None, typer.Option(help="Where the model goes; by default beside the recipe.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and the recipe's id.")] = None,
+    num_images: NumImages = None,
+) -> None:
+    """Train a source model from a recipe, measure it on the test split, write its folder with its card.
+
+    Run again it goes on where it was interrupted.
+    """
+    from . import load_recipe
+    from . import pretrain as make
+
+    loaded = load_recipe(recipe)
+    home = recipe if recipe.is_dir() else recipe.parent
+    target = make(loaded, folder or home, output_dir=output, num_images=num_images, command=_command())
+    typer.echo(f"Model, card and report: {target}")
+
+
+@app.command(epilog="Example: cartl-hub blocks wrn28_4")
+def blocks(
+    model: Annotated[str, typer.Argument(help="Name of a timm model, id of a bundled model, model folder, or Hub id.")],
+) -> None:
+    """Print the blocks of a model, counted from the classifier, as --num-blocks counts them."""
+    from rich.table import Table
+
+    from . import list_blocks
+    from .finetuner import open_untrained
+
+    parts = list_blocks(open_untrained(model))
+    table = Table("k", "block", "layers with parameters", "parameters", title=f"{model}: {len(parts) - 1} blocks and the stem")
+    for index, block in enumerate(parts):
+        layers = dict.fromkeys(name.rpartition(".")[0] or name for name in block.parameters)
+        table.add_row(str(len(parts) - index) if index else "-", block.name, ", ".join(layers), f"{block.num_parameters:,}")
+    _show(table)
+
+
+@app.command(epilog="Example: cartl-hub sources")
+def sources() -> None:
+    """List the models that came with the package."""
+    from rich.table import Table
+
+    from . import list_sources
+
+    table = Table("id", "architecture", "parameters", "data", "method", "clean", "robust", "attack", "images", "MB", "where")
+    for info in list_sources():
+        measured = [f"{100 * value:.1f} %" if value is not None else "not measured" for value in (info.clean_acc, info.robust_acc)]
+        table.add_row(
+            info.id,
+            info.architecture,
+            f"{info.num_parameters:,}",
+            info.data,
+            info.method,
+            *measured,
+            info.attack or "",
+            str(info.num_images or ""),
+            f"{info.size / 1e6:.1f}",
+            str(info.folder),
+        )
+    _show(table)
+
+
+@app.command(epilog="Example: cartl-hub quickstart --output quickstart")
+def quickstart(
+    output: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/quickstart"),
+) -> None:
+    """Fine-tune the bundled sources on handwritten digits, attack them, compare; a few minutes on two CPU cores."""
+    from .quickstart import run
+
+    run(output)
+
+
+def _show(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 140).print(renderable)
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["cartl-hub", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line on stderr and exit code 2."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except (ValueError, RuntimeError) as error:
+        if type(error).__module__.split(".")[0] not in ("cartl_hub", "builtins"):
+            raise
+        typer.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

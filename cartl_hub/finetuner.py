@@ -1,0 +1,223 @@
+"""The few-line facade over the parts."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from . import __version__
+from .attacks import Attack
+from .batchnorm import BatchNormPolicy
+from .blocks import last_blocks
+from .card import render_card
+from .evaluation import evaluate
+from .hub import ModelError, build_model, find_model, load_model, read_config, save_model
+from .lineage import lineage
+from .loading import AnyData, DataArguments, load_splits
+from .methods import NEFT, Method
+from .models import Classifier, create_model
+from .report import Report
+from .training import Result, TrainingArguments, train
+
+
+class RobustFineTuner:
+    """Fine-tune a source on a data set so that its robustness survives, measure it, save it.
+
+    Source, data, labels, method and folder are checked here, before any long work.
+
+    Args:
+        source: Id of a bundled model, Hub id "org/name", local model folder, name of a timm model (with timm's pretrained weights),
+            or a model.
+        data: A ``datasets`` object, a Hub id, a folder of images or of parquet files.
+        method: What is trained and how; NEFT of the last 4 blocks by default.
+        bn: Batch-norm policy.
+        arguments: How to train.
+        data_arguments: How to read the data.
+        output_dir: Where checkpoints, logs and the model go; by default ``runs/`` and the model's name.
+        name: Of the new model; by default architecture, method and data.
+        revision: Commit, branch or tag of a source on the Hub.
+
+    Raises:
+        ModelError: If the source can't be loaded.
+        DataError: If the data can't be used.
+        ValueError: If method, policy or arguments don't fit the model or the data.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Classifier | nn.Module,
+        data: AnyData,
+        *,
+        method: Method | None = None,
+        bn: BatchNormPolicy | None = None,
+        arguments: TrainingArguments | None = None,
+        data_arguments: DataArguments | None = None,
+        output_dir: str | Path | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+    ):
+        self.method = method or NEFT(num_blocks=4, beta=0.4)
+        self.bn, self.arguments = bn or BatchNormPolicy(), arguments or TrainingArguments()
+        self.model, self.source = open_source(source, revision)
+        last_blocks(self.model, self.method.trained_blocks)
+        self.splits = load_splits(data, self.model.image_policy, data_arguments)
+        self.arguments.num_steps(self.splits.train)
+        self._same_task = self.model.label_names == self.splits.label_names
+        if not self._same_task:
+            self.model.reset_head(self.splits.label_names, seed=self.arguments.seed)
+        self.method.adapt(self.model)
+        data_id = str(self.splits.train.description.get("id", "data")).rsplit("/", 1)[-1]
+        self.name = name or f"{self.model.architecture}.{_tag(self.method)}_{data_id}"
+        self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.name
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"expected a folder for output_dir, got the file {self.output_dir}.")
+        self.result: Result | None = None
+        self.report: Report | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided for the user about data and classifier."""
+        head = "the source's classifier is kept: its classes are those of the data" if self._same_task else (
+            f"a new classifier for {len(self.splits.label_names)} classes, drawn from seed {self.arguments.seed}"
+        )
+        return [*self.splits.notes, head]
+
+    def train(self) -> Result:
+        """Train; the last weights, or the best by validation with ``load_best``, are then in ``self.model``.
+
+        Checkpoints go into ``output_dir``. Called again with the same arguments, source and data, it goes on where it was
+        interrupted, or returns at once where it had ended; the weights are those of a run that was not interrupted.
+
+        Raises:
+            ValueError: If ``output_dir`` holds a run with other arguments.
+            TrainingError: If the loss becomes NaN or infinite; the last good checkpoint is kept.
+        """
+        self.result = train(
+            self.model,
+            self.method,
+            self.splits.train,
+            validation=self.splits.validation,
+            bn=self.bn,
+            arguments=self.arguments,
+            output_dir=self.output_dir,
+            resume=True,
+        )
+        self.model.lineage = lineage(
+            method=self.method, bn=self.bn, arguments=self.arguments, result=self.result, data=self.splits.train.description,
+            source=self.source, notes=self.notes,
+        ) | {"tag": self.name.partition(".")[2]}
+        return self.result
+
+    def evaluate(self, *, attacks: Mapping[str, Attack] | None = None, num_images: int | None = None, **kwargs: Any) -> Report:
+        """Clean and robust accuracy on the test split, as :func:`cartl_hub.evaluate` measures it.
+
+        Args:
+            attacks: By name; FGSM, PGD-20, PGD-100 and PGD-20 in L2 by default.
+            num_images: The first ones of the test split; all by default.
+            kwargs: As for :func:`cartl_hub.evaluate`.
+        """
+        context: dict[str, Any] = {"id": self.name, "notes": list(self.splits.notes)}
+        if self.source is not None:
+            context["source"] = self.source
+        self.report = evaluate(
+            self.model.eval(),
+            self.splits.test,
+            attacks=attacks,
+            num_images=num_images,
+            context=context | kwargs.pop("context", {}),
+            **kwargs,
+        )
+        return self.report
+
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Write a publishable model folder: weights, config, card, and the report where there is one.
+
+        Args:
+            folder: By default ``model`` in ``output_dir``.
+        """
+        target = Path(folder) if folder is not None else self.output_dir / "model"
+        return save_model(
+            self.model, target, report=self.report, card=render_card(self.model, self.name, report=self.report)
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        token: str | None = None,
+    ) -> Any:
+        """Publish the model folder in one commit; it stays in ``output_dir`` whatever happens.
+
+        Args:
+            repo_id: "org/name"; made where it doesn't exist.
+            private: For a new repository.
+            revision: Branch.
+            create_pr: Open a pull request instead.
+            commit_message: "Upload" and the name by default.
+            token: By default the stored one.
+
+        Returns:
+            ``huggingface_hub.CommitInfo``.
+        """
+        from huggingface_hub import HfApi
+
+        folder = self.save()
+        api = HfApi(token=token, library_name="cartl_hub", library_version=__version__)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message or f"Upload {self.name}",
+        )
+
+
+def open_source(source: str | Path | nn.Module, revision: str | None = None) -> tuple[Classifier, dict[str, Any] | None]:
+    """A source model of any kind, and where it came from."""
+    if isinstance(source, Classifier):
+        return copy.deepcopy(source), source.lineage.get("loaded_from") or {"id": source.architecture, "weights": "given"}
+    if isinstance(source, nn.Module):
+        model = Classifier(copy.deepcopy(source))
+        return model, {"id": model.architecture, "weights": "given"}
+    try:
+        find_model(source, revision)
+    except ModelError:
+        name = str(source)
+        if not timm.is_model(name):
+            raise
+        if not timm.is_model_pretrained(name):
+            raise ModelError(
+                f"timm has no pretrained weights for {name!r}, and a source needs weights; for an untrained one pass "
+                f"cartl_hub.create_model({name!r})."
+            ) from None
+        try:
+            return create_model(name, pretrained=True), {"id": f"timm/{name}", "timm": timm.__version__}
+        except Exception as error:  # what the Hub client raises without a network
+            raise ModelError(f"timm's pretrained weights of {name!r} can't be had: {error}") from error
+    model = load_model(source, revision=revision)
+    return model, model.lineage["loaded_from"]
+
+
+def open_untrained(name: str) -> Classifier:
+    """A model of any name for a look at its structure: weights of a timm model are not fetched."""
+    try:
+        folder, _ = find_model(name)
+    except ModelError:
+        if not timm.is_model(name):
+            raise
+        return create_model(name)
+    return build_model(read_config(folder))
+
+
+def _tag(method: Method) -> str:
+    blocks = getattr(method, "num_blocks", None)
+    return type(method).__name__.lower() + ("" if blocks is None else str(blocks))
