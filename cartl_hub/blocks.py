@@ -45,33 +45,36 @@ def list_blocks(model: Classifier) -> list[Block]:
     parameters = dict(backbone.named_parameters())
     names = chain(parameters, (name for name, _ in backbone.named_buffers()))
     groups = group_with_matcher(((name, None) for name in names), backbone.group_matcher(coarse=False))
-    blocks: list[list[str]] = []
-    for members in groups.values():
-        if not blocks or any(name in parameters for name in members):
-            blocks.append(list(members))
+    members: list[list[str]] = []
+    for group in groups.values():
+        if not members or any(name in parameters for name in group):
+            members.append(list(group))
         else:  # statistics without parameters go with what comes before
-            blocks[-1].extend(members)
-    return [_block(backbone, head, members, parameters) for members in blocks]
+            members[-1].extend(group)
+    owner = {name: index for index, group in enumerate(members) for name in group}
+    modules: list[dict[str, nn.Module]] = [{} for _ in members]
 
+    def is_container(module: nn.Module) -> bool:
+        """A stage of one block, or the classifier together with the pooling before it, which belongs to no block."""
+        stage = isinstance(module, nn.Sequential) and len(module) == 1
+        return stage or (module is not head and any(inner is head for inner in module.modules()))
 
-def _block(backbone: nn.Module, head: nn.Module, members: list[str], parameters: dict[str, nn.Parameter]) -> Block:
-    kept = set(members)
-
-    def pools(module: nn.Module) -> bool:
-        """A container of the classifier also holds the pooling before it, which belongs to no block."""
-        return module is not head and any(inner is head for inner in module.modules())
-
-    def largest(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-        inside = [f"{prefix}.{name}" if prefix else name for name, _ in chain(module.named_parameters(), module.named_buffers())]
-        if prefix and inside and kept.issuperset(inside) and not pools(module):
-            yield prefix, module
-        elif not kept.isdisjoint(inside):
+    def place(module: nn.Module, prefix: str) -> None:
+        """Give the module to the block that has all of it, or place what is inside."""
+        inside = chain(module.named_parameters(prefix), module.named_buffers(prefix))
+        owners = {owner[name] for name, _ in inside if name in owner}
+        if prefix and len(owners) == 1 and not is_container(module):
+            modules[owners.pop()][prefix] = module
+        else:
             for name, child in module.named_children():
-                yield from largest(child, f"{prefix}.{name}" if prefix else name)
+                place(child, f"{prefix}.{name}" if prefix else name)
 
-    modules = dict(largest(backbone, ""))
-    own = {name: parameters[name] for name in members if name in parameters}
-    return Block(name=" + ".join(modules) or " + ".join(own), modules=modules, parameters=own)
+    place(backbone, "")
+    blocks = []
+    for group, largest in zip(members, modules, strict=True):
+        own = {name: parameters[name] for name in group if name in parameters}
+        blocks.append(Block(name=" + ".join(largest) or " + ".join(own), modules=largest, parameters=own))
+    return blocks
 
 
 def last_blocks(model: Classifier, num_blocks: int | None) -> list[Block]:

@@ -1,6 +1,6 @@
 """The model card: README.md of a model folder, with every figure from its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def _training_lines(lineage: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _eval_results(report: Report) -> Sequence[EvalResult]:
+def _eval_results(report: Report) -> list[EvalResult]:
     """For the model-index of the Hub; the attack is part of the metric's name, as the Hub groups by data set."""
     measured = [("accuracy", report.clean.accuracy)]
     measured += [(f"robust accuracy, {name} ({result.threat})", result.accuracy) for name, result in report.attacks.items()]

@@ -85,7 +85,7 @@ def finetune(
     data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id.")],
     method: Annotated[MethodName, typer.Option(help="Transfer method.")] = MethodName.neft,
     num_blocks: Annotated[
-        int | None, typer.Option(min=0, help="Blocks to train, from the classifier; 0 is the whole network (finetune, adversarial).")
+        int | None, typer.Option(min=0, help="Blocks to train, from the classifier; 0: the whole network (not NEFT).")
     ] = 4,
     beta: Annotated[float, typer.Option(help="NEFT: spectral norm of each trained weight.")] = 0.4,
     convex_residual: Annotated[bool, typer.Option(help="NEFT: convex residual sums, as part of the architecture.")] = False,
@@ -253,15 +253,21 @@ def blocks(
 
 
 @app.command(epilog="Example: cartl-hub sources")
-def sources() -> None:
+def sources(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
+) -> None:
     """List the models that came with the package."""
     from rich.table import Table
 
     from . import list_sources
+    from .hub import models_table
 
+    if markdown:
+        typer.echo(models_table())
+        return
     table = Table("id", "architecture", "parameters", "data", "method", "clean", "robust", "attack", "images", "MB", "where")
     for info in list_sources():
-        measured = [f"{100 * value:.1f} %" if value is not None else "not measured" for value in (info.clean_acc, info.robust_acc)]
+        measured = ["not measured" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc)]
         table.add_row(
             info.id,
             info.architecture,

@@ -105,11 +105,8 @@ class ImageData:
     def subset(self, indices: Sequence[int] | Tensor, **description: Any) -> "ImageData":
         """Some of the images, in the given order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        images: Any = self.images
-        if isinstance(images, Tensor):
-            images = images[chosen.to(images.device)]
-        else:
-            images = _Chosen(images, chosen)
+        source: Any = self.images
+        images = source[chosen.to(source.device)] if isinstance(source, Tensor) else _Chosen(source, chosen)
         described = self.description | {"num_images": len(chosen)} | description
         return ImageData(self.labels[chosen], self.label_names, images, self.policy, described, self.workers)
 
@@ -251,7 +248,8 @@ class StreamingData:
 
     def held(self, num_images: int) -> ImageData:
         """Some images of the part, in memory: the first ones of each piece of the stream, as a stream may be sorted by class."""
-        each, examples = -(-num_images // self._num_pieces), []
+        each = -(-num_images // self._num_pieces)
+        examples: list[tuple[Any, Any, int, int]] = []
         for piece in range(self._num_pieces):
             examples += islice(self._examples(piece), min(each, num_images - len(examples)))
         if not examples:
@@ -285,7 +283,8 @@ class StreamingData:
 
         ``IterableDataset.shuffle`` would number the examples anew in each epoch, and so move them between the parts.
         """
-        generator, buffer = random.Random(f"{seed} {epoch}"), []
+        generator = random.Random(f"{seed} {epoch}")
+        buffer: list[tuple[Any, Any, int, int]] = []
         for piece in permutation(seed, epoch, self._num_pieces).tolist():
             for example in self._examples(piece):
                 if len(buffer) < self.shuffle_buffer:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from . import __version__
@@ -30,8 +29,8 @@ class RobustFineTuner:
     Source, data, labels, method and folder are checked here, before any long work.
 
     Args:
-        source: Id of a bundled model, Hub id "org/name", local model folder, name of a timm model (with timm's pretrained weights),
-            or a model.
+        source: Id of a bundled model, Hub id "org/name", local model folder, name of a timm model (with timm's pretrained
+            weights), or a model.
         data: A ``datasets`` object, a Hub id, a folder of images or of parquet files.
         method: What is trained and how; NEFT of the last 4 blocks by default.
         bn: Batch-norm policy.
@@ -81,8 +80,10 @@ class RobustFineTuner:
     @property
     def notes(self) -> list[str]:
         """What was decided for the user about data and classifier."""
-        head = "the source's classifier is kept: its classes are those of the data" if self._same_task else (
-            f"a new classifier for {len(self.splits.label_names)} classes, drawn from seed {self.arguments.seed}"
+        head = (
+            "the source's classifier is kept: its classes are those of the data"
+            if self._same_task
+            else (f"a new classifier for {len(self.splits.label_names)} classes, drawn from seed {self.arguments.seed}")
         )
         return [*self.splits.notes, head]
 
@@ -107,8 +108,13 @@ class RobustFineTuner:
             resume=True,
         )
         self.model.lineage = lineage(
-            method=self.method, bn=self.bn, arguments=self.arguments, result=self.result, data=self.splits.train.description,
-            source=self.source, notes=self.notes,
+            method=self.method,
+            bn=self.bn,
+            arguments=self.arguments,
+            result=self.result,
+            data=self.splits.train.description,
+            source=self.source,
+            notes=self.notes,
         ) | {"tag": self.name.partition(".")[2]}
         return self.result
 
@@ -140,9 +146,7 @@ class RobustFineTuner:
             folder: By default ``model`` in ``output_dir``.
         """
         target = Path(folder) if folder is not None else self.output_dir / "model"
-        return save_model(
-            self.model, target, report=self.report, card=render_card(self.model, self.name, report=self.report)
-        )
+        return save_model(self.model, target, report=self.report, card=render_card(self.model, self.name, report=self.report))
 
     def push_to_hub(
         self,

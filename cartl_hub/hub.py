@@ -39,7 +39,7 @@ class ModelError(ValueError):
 def save_model(model: Classifier, folder: str | Path, *, report: Report | None = None, card: str | None = None) -> Path:
     """Write ``model.safetensors`` and ``config.json``, and the report and the card where there are any.
 
-    Each file is replaced as a whole, ``config.json`` last.
+    Each file is replaced as a whole, ``config.json`` last. Of several processes the first one writes.
 
     Args:
         model: Its weights must be plain: a model under training is saved after it.
@@ -51,6 +51,8 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
         ValueError: If weights are reparametrised or not finite.
     """
     folder = Path(folder)
+    if not is_main_process():
+        return folder
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.backbone.state_dict().items()}
     for name, tensor in state.items():
         if ".parametrizations." in name:
@@ -59,7 +61,7 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
             raise ValueError(f"expected finite weights, got NaN or infinite values in {name}.")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (WEIGHTS + ".partial")
-    save_file(state, temporary, {"format": "pt", "architecture": model.architecture})
+    save_file(state, temporary, {"format": "pt"})  # one entry: safetensors writes several in random order
     os.replace(temporary, folder / WEIGHTS)
     if report is not None:
         report.save(folder)
@@ -104,6 +106,11 @@ def model_config(model: Classifier, sha256: str | None = None) -> dict[str, Any]
             "lineage": model.lineage,
         },
     }
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files."""
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -195,7 +202,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             "upgrade cartl_hub."
         )
     if not timm.is_model(config["architecture"]):
-        raise ModelError(f"{folder / CONFIG}: timm {timm.__version__} has no architecture {config['architecture']!r}; upgrade timm.")
+        name = config["architecture"]
+        raise ModelError(f"{folder / CONFIG}: timm {timm.__version__} has no architecture {name!r}; upgrade timm.")
     return config
 
 
@@ -206,12 +214,12 @@ def build_model(config: Mapping[str, Any]) -> Classifier:
         raise ValueError(f"model_args must be a mapping of plain values, got {args!r}.")
     cfg = config["pretrained_cfg"]
     overlay = {
-        key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "pool_size") if key in cfg
+        key: cfg[key]
+        for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "pool_size")
+        if key in cfg
     }
     policy = config.get("cartl_hub", {}).get("image_policy")
-    model = create_model(
-        config["architecture"], num_classes=int(config["num_classes"]), pretrained_cfg_overlay=overlay, **args
-    )
+    model = create_model(config["architecture"], num_classes=int(config["num_classes"]), pretrained_cfg_overlay=overlay, **args)
     if policy is not None:
         model.image_policy = ImagePolicy(**policy | {"size": tuple(policy["size"])})
     names = config.get("label_names")
@@ -237,7 +245,7 @@ def _read_weights(path: Path, sha256: str | None) -> dict[str, Tensor]:
         )
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or start[8:9] != b"{" or length > size - 8:
-        raise ModelError(f"expected a safetensors file in {path}, got {size} bytes that are not one, or are cut off; get it again.")
+        raise ModelError(f"expected a safetensors file in {path}, got {size} bytes that are none, or are cut off; get it again.")
     if sha256 is not None and (found := _sha256(path)) != sha256:
         raise ModelError(f"expected weights with sha256 {sha256} in {path}, as its config says, got {found}; get them again.")
     try:
@@ -324,8 +332,26 @@ def _source_info(model_id: str, folder: Path) -> SourceInfo:
         method=str(lineage.get("method", {}).get("name", "unknown")),
         clean_acc=report.clean.accuracy if report else None,
         robust_acc=report.attacks[attack].accuracy if report and attack else None,
-        attack=attack,
+        attack=f"{attack}, {report.attacks[attack].threat}" if report and attack else None,
         num_images=report.num_images if report else None,
         size=(folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0,
         folder=folder,
     )
+
+
+def models_table() -> str:
+    """The bundled models as a Markdown table."""
+    lines = [
+        "| id | architecture | parameters | trained on | method | clean | robust | MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for info in list_sources():
+        measured = [
+            "not measured" if share is None else f"{100 * share:.2f} %{suffix}"
+            for share, suffix in ((info.clean_acc, ""), (info.robust_acc, f" ({info.attack})"))
+        ]
+        lines.append(
+            f"| [{info.id}](model_cards/{info.id}/README.md) | {info.architecture} | {info.num_parameters:,} | {info.data} | "
+            f"{info.method} | {' | '.join(measured)} | {info.size / 1e6:.1f} |"
+        )
+    return "\n".join(lines)

@@ -23,8 +23,8 @@ class ImagePolicy:
         size: Height and width of the input, in pixels.
         mode: "RGB", or "L" for one channel.
         interpolation: Of the resize.
-        crop_mode: "center": the picture is resized until it just covers ``size`` and the middle is cut out; "squash": each side is
-            resized by itself.
+        crop_mode: "center": the picture is resized until it just covers ``size``, and its middle is cut out; "squash": each side
+            is resized by itself.
 
     Raises:
         ValueError: On values that aren't listed here.
@@ -107,19 +107,21 @@ def to_pil(picture: Any) -> Image.Image:
 
 
 def _open(picture: bytes | bytearray | str | Path) -> Image.Image:
-    if isinstance(picture, str) and "://" in picture:  # what ``datasets`` gives for a folder or an archive on the Hub
+    if isinstance(picture, (bytes, bytearray)):
+        data = bytes(picture)
+    elif isinstance(picture, str) and "://" in picture:  # what ``datasets`` gives for a folder or an archive on the Hub
         import fsspec
 
         with fsspec.open(picture, "rb") as file:
-            picture = file.read()
-    elif isinstance(picture, (str, Path)):
-        picture = Path(picture).read_bytes()
+            data = file.read()
+    else:
+        data = Path(picture).read_bytes()
     # PIL tries WebP after dozens of others, which takes as long as the decoding of a small picture
-    return Image.open(io.BytesIO(picture), formats=["WEBP"] if picture[:4] == b"RIFF" else None)
+    return Image.open(io.BytesIO(data), formats=["WEBP"] if data[:4] == b"RIFF" else None)
 
 
 def _from_numbers(picture: Any) -> Image.Image:
-    shape = np.shape(picture)
+    shape = tuple(np.shape(picture))
     if isinstance(picture, Tensor):
         picture = picture.detach().cpu()
         picture = (picture.float() if picture.is_floating_point() else picture).numpy()

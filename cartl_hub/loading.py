@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import huggingface_hub
@@ -38,7 +38,7 @@ _LARGE = 3  # times the side of the input, from which on a picture loses most of
 # where the cache of datasets keeps what came from the Hub: owner___name/configuration/version/commit/
 _CACHED = re.compile(r"/(?P<id>[^/]+)/[^/]+/[^/]+/(?P<revision>[0-9a-f]{40})/[^/]+$")
 
-AnyData = str | Path | Dataset | DatasetDict | IterableDataset | IterableDatasetDict | Mapping[str, Any]
+AnyData: TypeAlias = str | Path | Dataset | DatasetDict | IterableDataset | IterableDatasetDict | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,8 @@ class _Reader:
         path = Path(data).expanduser()
         if path.exists():
             self.origin = {"id": path.resolve().name, "path": str(data)}
+            if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+                return self._saved(path)
             builder, files = self._files(path)
             return self._load(str(data), builder, data_files=files)
         if str(data).startswith((".", "/", "~")) or str(data).count("/") > 1:
@@ -191,6 +193,12 @@ class _Reader:
             return dict(datasets.load_dataset(*args, **kwargs, streaming=self.arguments.streaming))
         except Exception as error:  # the loaders of datasets raise many kinds
             raise DataError(f"the data set {described!r} can't be read: {type(error).__name__}: {error}") from error
+
+    def _saved(self, path: Path) -> dict[str, Any]:
+        """What ``save_to_disk`` wrote."""
+        saved: Any = datasets.load_from_disk(str(path))
+        splits = dict(saved) if isinstance(saved, Mapping) else {"train": saved}
+        return {name: split.to_iterable_dataset() for name, split in splits.items()} if self.arguments.streaming else splits
 
     def _files(self, path: Path) -> tuple[str, dict[str, Any]]:
         """Loader of ``datasets`` for a local path, and the files of each split.
@@ -230,23 +238,13 @@ class _Reader:
             self._note("the test split has no labels (all are -1 or missing): it is not used")
             del roles["test"], raw["test"]
         names = self._label_names(roles["train"].features[label], label, raw)
-        parts = {}
-        for role, split in roles.items():
-            classes = self._classes(split.features[label], names)
-            for row, value in enumerate(raw[role]):
-                if value not in classes:
-                    raise DataError(
-                        f"row {row} of the {role} split: expected one of {listed(classes)} in {label!r}, got {value!r}."
-                    )
-            labels = torch.tensor([classes[value] for value in raw[role]])
-            parts[role] = self._images(split, image, labels, names, role)
-        return self._divide(parts)
+        labels = {role: self._labels(raw[role], split.features[label], label, names, role) for role, split in roles.items()}
+        return self._divide({role: self._images(split, image, labels[role], names, role) for role, split in roles.items()})
 
     def _roles(self, splits: Mapping[str, Any]) -> dict[str, Any]:
         """Which split is which; the rest is ignored aloud."""
-        chosen: dict[str, str] = {}
-        for role, names in _NAMES.items():
-            chosen |= {role: name for name in reversed(names) if name in splits}
+        found = {role: [name for name in names if name in splits] for role, names in _NAMES.items()}
+        chosen = {role: names[0] for role, names in found.items() if names}
         if "train" not in chosen:
             if len(splits) > 1:
                 raise DataError(f"expected a split named 'train', got {listed(splits)}; pass a mapping with 'train' and 'test'.")
@@ -272,8 +270,8 @@ class _Reader:
             for column in (image, label):
                 if column not in features:
                     raise DataError(
-                        f"expected the column {column!r} in the {role} split too, got {', '.join(features)}; rename it, or pass a "
-                        "mapping without this split."
+                        f"expected the column {column!r} in the {role} split too, got {', '.join(features)}; rename it, or pass "
+                        "a mapping without this split."
                     )
             kind = features[label]
             if kind is not None and not _LABELS.fullmatch(getattr(kind, "dtype", None) or ""):
@@ -297,8 +295,8 @@ class _Reader:
         if side > _LARGE * height:
             larger = "resnet50 (224 pixels)" if height < 224 else "convnext_base.fb_in22k_ft_in1k_384 (384 pixels)"
             self._note(
-                f"pictures are about {side} pixels wide and the source takes {height}: most detail is lost, and an attack acts after "
-                "resizing" + (f". A source for larger inputs keeps more, e.g. timm's {larger}" if height < 384 else "")
+                f"pictures are about {side} pixels wide and the source takes {height}: most detail is lost, and an attack acts "
+                "after resizing" + (f". A source for larger inputs keeps more, e.g. timm's {larger}" if height < 384 else "")
             )
 
     def _label_names(self, feature: Any, column: str, raw: Mapping[str, list[Any]]) -> tuple[str, ...]:
@@ -339,7 +337,19 @@ class _Reader:
         else:
             named = dict(enumerate(self.arguments.label_names or names))
         index = {name: number for number, name in enumerate(names)}
-        return index | {raw: index[name] for raw, name in named.items() if name in index}
+        numbers = {raw: index[name] for raw, name in named.items() if name in index}
+        if feature is None:
+            return index | numbers
+        return index if "string" in feature.dtype else numbers
+
+    def _labels(self, raw: Sequence[Any], feature: Any, column: str, names: tuple[str, ...], role: str) -> Tensor:
+        classes = self._classes(feature, names)
+        for row, value in enumerate(raw):
+            if value not in classes:
+                own = getattr(feature, "names", ())
+                expected, got = (names, own[value]) if value in range(len(own)) else (classes, value)
+                raise DataError(f"row {row} of the {role} split: expected one of {listed(expected)} in {column!r}, got {got!r}.")
+        return torch.tensor([classes[value] for value in raw])
 
     def _images(self, split: Dataset, column: str, labels: Tensor, names: tuple[str, ...], role: str) -> ImageData:
         source, feature = _undecoded(split, column), split.features[column]
@@ -375,8 +385,8 @@ class _Reader:
             inner, held = stratified_split(train.labels[kept], share, seed)
             if not len(held):
                 raise DataError(
-                    f"expected a class with at least two images to split off a {role} part, got {len(kept)} images, each of another "
-                    f"class; add images, or pass a {role!r} split."
+                    f"expected a class with at least two images to split off a {role} part, got {len(kept)} images, each of "
+                    f"another class; add images, or pass a {role!r} split."
                 )
             chosen, kept = kept[held], kept[inner]
             parts[role] = train.subset(chosen, split=f"{role} (split off)", index_hash=index_hash(chosen), split_seed=seed)
@@ -434,8 +444,8 @@ class _Reader:
         present, number, most = len(validation.labels.unique()), len(validation), len(names)
         if present < 0.5 * most * (1 - (1 - 1 / most) ** number):  # half of what so many random images would show
             self._note(
-                f"the {number} images that choose the best checkpoint show only {present} of {most} classes: the stream seems sorted by "
-                "class. Training needs it mixed: a larger shuffle_buffer, or no streaming"
+                f"the {number} images that choose the best checkpoint show only {present} of {most} classes: the stream seems "
+                "sorted by class. Training needs it mixed: a larger shuffle_buffer, or no streaming"
             )
         return Splits(train, validation, test, tuple(self.notes))
 
@@ -517,7 +527,7 @@ class Decoder:
 
 def _fingerprint(data: ImageData) -> str:
     """Hash of labels and, where they are in memory, pixels."""
-    digest = hashlib.sha256(data.labels.numpy())
+    digest = hashlib.sha256(data.labels.numpy().data)
     if isinstance(data.images, Tensor):
-        digest.update(data.images.numpy())
+        digest.update(data.images.numpy().data)  # a copy would be as large as the data
     return digest.hexdigest()[:16]

@@ -13,16 +13,13 @@ if TYPE_CHECKING:
     from .report import Curve, Report
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
-BLUE, VERMILION, BLACK, GREY = "#0072B2", "#D55E00", "#1a1a1a", "#767676"
+BLUE, ORANGE, VERMILION, BLACK, GREY = "#0072B2", "#E69F00", "#D55E00", "#1a1a1a", "#767676"
 
 STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
     "text.color": BLACK,
     "text.parse_math": False,  # a "$" in somebody's class name is a dollar
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
@@ -40,12 +37,12 @@ def robustness(report: "Report") -> bytes:
     rows = report.rows()
     figure = Figure(figsize=(7, 0.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    for position, (name, _, result, worst) in enumerate(rows):
+    for position, (_, _, result, worst) in enumerate(rows):
         low, high = result.interval
-        colour = BLUE if name == "clean" and not worst else BLACK if worst else VERMILION
+        colour = VERMILION if worst else BLUE if result is report.clean else ORANGE
         axes.barh(position, 100 * result.accuracy, height=0.62, color=colour)
         errors = [[max(0.0, 100 * (result.accuracy - low))], [max(0.0, 100 * (high - result.accuracy))]]
-        axes.errorbar(100 * result.accuracy, position, xerr=errors, color=GREY, capsize=3, linewidth=1.3)
+        axes.errorbar(100 * result.accuracy, position, xerr=errors, color=BLACK, capsize=3, linewidth=1.2)
         axes.annotate(f"{result.accuracy:.1%}", (100 * high, position), xytext=(6, 0), textcoords="offset points", va="center")
     labels = [name if not threat else f"{name}, {threat}" for name, threat, _, _ in rows]
     axes.set_yticks(range(len(rows)), labels)
@@ -61,7 +58,7 @@ def robustness(report: "Report") -> bytes:
 @matplotlib.rc_context(STYLE)
 def curve(found: "Curve") -> bytes:
     """Accuracy against radius, with intervals."""
-    from .report import wilson_interval
+    from .report import eps_text, wilson_interval
 
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.add_subplot()
@@ -69,9 +66,14 @@ def curve(found: "Curve") -> bytes:
     low, high = 100 * np.array([wilson_interval(correct, found.num_images) for correct in found.correct]).T
     axes.axvspan(0, 255 * found.mean_eps, color="#f0f0f0", linewidth=0)
     axes.fill_between(radii, low, high, color=VERMILION, alpha=0.22, linewidth=0)
-    axes.plot(radii, heights, color=VERMILION, marker="o", markersize=4.5, linewidth=1.8)
+    axes.plot(radii, heights, color=VERMILION, marker="o", markersize=4.5, linewidth=1.8, clip_on=False, zorder=3)
     axes.annotate(
-        f"mean {found.mean:.1%}", (255 * found.mean_eps, 100), xytext=(5, 0), textcoords="offset points", va="top", color=GREY
+        f"mean {found.mean:.1%} up to {eps_text(found.norm, found.mean_eps)}",
+        (255 * found.mean_eps, 98),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="top",
+        color=GREY,
     )
     axes.set_xlim(0, 1.02 * radii[-1])
     axes.set_ylim(0, 100)

@@ -53,13 +53,12 @@ def pretrain(
     # the data's public id, not the folder that it was read from
     data = {key: value for key, value in splits.train.description.items() if key != "path"}
     data |= {"id": recipe.data.id, "licence": recipe.data.licence}
-    record = lineage(
-        method=recipe.method, arguments=recipe.training, result=result, data=data, notes=splits.notes
-    )
+    record = lineage(method=recipe.method, arguments=recipe.training, result=result, data=data, notes=splits.notes)
     model.lineage = record | {"tag": recipe.id.partition(".")[2], "command": command}
     model_folder = save_model(model, folder)
     shutil.copyfile(output_dir / "losses.csv", model_folder / "losses.csv")
-    splits.test.description = {key: value for key, value in splits.test.description.items() if key != "path"} | {"id": recipe.data.id}
+    measured_on = {key: value for key, value in splits.test.description.items() if key != "path"}
+    splits.test.description = measured_on | {"id": recipe.data.id}
     context: dict[str, Any] = {"id": recipe.id, "command": command, "notes": list(splits.notes)}
     report = evaluate(model, splits.test, attacks=attacks, num_images=num_images, context=context)
     return save_model(model, folder, report=report, card=render_card(model, recipe.id, report=report, title=recipe.title))
@@ -69,5 +68,8 @@ def _input_size(recipe: Recipe) -> tuple[int, int]:
     """Of the architecture, as its config states it."""
     import timm
 
-    _, height, width = timm.get_pretrained_cfg(recipe.architecture).input_size
+    config = timm.get_pretrained_cfg(recipe.architecture)
+    if config is None:
+        raise ValueError(f"expected the name of a timm model as the recipe's architecture, got {recipe.architecture!r}.")
+    _, height, width = config.input_size
     return height, width

@@ -32,7 +32,7 @@ RUNS: tuple[tuple[str, str, Method, BatchNormPolicy], ...] = (
 
 
 def digits() -> datasets.Dataset:
-    """The 1,797 handwritten digits of scikit-learn, 8x8 gray scans, as a ``datasets.Dataset`` (UCI; Alpaydin and Kaynak, 1998)."""
+    """The 1,797 handwritten digits of scikit-learn (Alpaydin and Kaynak, 1998), 8x8 gray scans, as a data set."""
     from sklearn.datasets import load_digits
 
     content = load_digits()
@@ -71,7 +71,11 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
             method=method,
             bn=policy,
             arguments=TrainingArguments(
-                epochs=12, lr=0.02, augmentation=Augmentation(padding=2, flip=False), precision="fp32", validate_every=4,
+                epochs=8,
+                lr=0.02,
+                augmentation=Augmentation(padding=2, flip=False),
+                precision="fp32",
+                validate_every=4,
                 validation_attack=PGD(eps=EPS, step_size=2 / 255, steps=10),
             ),
             data_arguments=DataArguments(),
@@ -79,7 +83,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
             name=f"wrn16_2.{title.split()[0]}_{type(method).__name__.lower()}4_digits",
         )
         tuner.train()
-        reports[title] = tuner.evaluate(attacks={"PGD-20": ATTACK}, curve_images=200, context={"command": "make quickstart"})
+        reports[title] = tuner.evaluate(attacks={"PGD-20": ATTACK}, curve_images=100, context={"command": "make quickstart"})
         tuner.save()
         tuners.append(tuner)
     console.print(_comparison(reports))
@@ -92,7 +96,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
         f"\nLoaded back from its folder in a new process: {again} of {here.num_images} test digits correct, as before saving.\n"
         f"\nmodel folder   {model_folder}   (weights, config, card; ready to publish)"
         f"\nreport         {model_folder / 'report.html'}   (open it in a browser)"
-        f"\n\nNext: [bold]cartl-hub finetune {ROBUST} YOUR_FOLDER[/bold] does the same with a folder of images, one folder per class;"
+        f"\n\nNext: [bold]cartl-hub finetune {ROBUST} YOUR_FOLDER[/bold] does it with your images, one folder per class;"
         f"\n      [bold]cartl-hub predict {model_folder} PICTURE[/bold] uses the model."
         f"\n({time.monotonic() - begun:.0f} seconds)"
     )
@@ -102,7 +106,9 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
 def _comparison(reports: dict[str, Report]) -> Table:
     first = next(iter(reports.values()))
     table = Table(
-        "transfer", "clean accuracy", "PGD-20 accuracy, Linf 8/255",
+        "transfer",
+        "clean accuracy",
+        "PGD-20 accuracy, Linf 8/255",
         title=f"{first.num_images} test digits, kept out of training (95 % Wilson intervals)",
     )
     for title, report in reports.items():

@@ -14,7 +14,6 @@ from torch import Tensor
 CROP, FLIP, START, RESTART = range(4)
 
 
-
 def _signed(x: int) -> int:
     """The 64-bit number as torch's int64 holds it; products of int64 tensors wrap in the same way."""
     return (x + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -484,6 +484,7 @@ class Report:
             ],
             notes=[notes] if isinstance(notes, str) else notes,
             context={key: value for key, value in self.context.items() if key not in ("notes", "command")},
+            data=self.data | {"split": self.split, "images measured": self.num_images, "seed": self.seed},
             eps_text=eps_text,
             many_classes=MANY_CLASSES,
         )

@@ -380,7 +380,8 @@ class _Run:
         self._flush()
         self.result.steps = start if self.num_steps == start else done
         self.result.images_per_second = self.result.steps * arguments.batch_size / max(self.result.seconds, 1e-9)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # accelerate's end_training would also end the process group
+            tracker.finish()
         accelerator.wait_for_everyone()
         return self._final_state(task)
 
@@ -667,7 +668,7 @@ def _fingerprint(method: Method, bn: BatchNormPolicy, arguments: TrainingArgumen
 def _state_hash(model: Classifier) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -41,12 +41,12 @@ def model(request):
     return make_model(request.param)
 
 
-@pytest.fixture()
+@pytest.fixture
 def wrn():
     return make_model("wrn10_1")
 
 
-@pytest.fixture()
+@pytest.fixture
 def data():
     """24 learnable 32x32 images of 3 classes."""
     return toy_data(24)

@@ -99,6 +99,21 @@ class Hill(nn.Module):
         return torch.stack([margin, torch.zeros_like(margin)], 1)
 
 
+class Jump(nn.Module):
+    """Misclassifies what is a step away, at a lower loss than that of the image; from there the loss rises on the way back."""
+
+    def __init__(self, step: float):
+        super().__init__()
+        self.step = step
+
+    def forward(self, images: Tensor) -> Tensor:
+        position = (images[:, 0] - 0.5).flatten(1).sum(1) / self.step
+        constant = torch.ones_like(position)
+        near = torch.stack([1 - position, 0.9 * constant, 0.9 * constant], 1)
+        far = torch.stack([1 + 0.01 * position, 1.2 * constant, -9 * constant], 1)
+        return torch.where(position[:, None] < 0.5, near, far)
+
+
 class Needle(nn.Module):
     """Misclassifies what lies above a threshold, and has no gradient."""
 
@@ -245,6 +260,18 @@ def check_best_iterate(attack):
     assert correct(model, worst, labels).tolist() == [False, True]
 
 
+def check_broken_for_good(attack):
+    """Of an image that is misclassified once, neither a higher loss nor a later step makes anything else."""
+    attack = replace(attack, random_start=False, restarts=1, steps=2, step_size=attack.eps)
+    model = Jump(attack.eps * (64 if attack.norm == "Linf" else 8))
+    images, labels = torch.full((1, 3, 8, 8), 0.5), torch.tensor([0])
+    last = attack(model, images, labels)
+    assert correct(model, last, labels).all()
+    adversarial = attack(model, images, labels, until_broken=True)
+    assert losses_of(model, adversarial, labels) < losses_of(model, last, labels)
+    assert not correct(model, adversarial, labels).any()
+
+
 def check_restarts(attack):
     """More restarts break the same images and others; here an image breaks by a lucky start only."""
     width = attack.eps * (math.sqrt(192 / 3) if attack.norm == "Linf" else 1.0)  # of a start's position, one deviation
@@ -274,7 +301,7 @@ def test_evaluation(name):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("check", [check_best_iterate, check_restarts])
+@pytest.mark.parametrize("check", [check_best_iterate, check_broken_for_good, check_restarts])
 def test_pgd_search(check, norm):
     check(PGD(eps=0.1, step_size=0.02, steps=2, norm=norm))
 
@@ -359,6 +386,7 @@ MUTANTS = {
     "modes not restored": (patched("eval_mode", eval_without_restoring), check_model_left_alone, list(ATTACKS)),
     "gradients of parameters": (patched("input_gradient", gradient_by_backward), check_model_left_alone, list(ATTACKS)),
     "last iterate in evaluation": (subclass(search=PGD.perturb), check_best_iterate, PGDS),
+    "broken images go on": (subclass(search=PGD.perturb), check_broken_for_good, PGDS),
     "the same start again": (
         patched("fold_in", lambda keys, data: keys),
         check_restarts,
@@ -383,10 +411,8 @@ def test_mutant_fails(mutant, name, monkeypatch):
 # The rest
 
 
-@pytest.mark.parametrize("attack", [ATTACKS["NFGSM"], ATTACKS["PGD L2"]], ids=["NFGSM", "PGD L2"])
-def test_models_of_each_family(model, attack):
-    images = torch.rand(2, 3, 32, 32)
-    check_model_left_alone(attack, model, images)
+def test_models_of_each_family(model):
+    check_model_left_alone(PGD(eps=0.1, step_size=0.03, steps=2), model, torch.rand(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -400,6 +426,25 @@ def test_random_start(name):
     torch.manual_seed(5)
     assert torch.equal(attack(model, images, labels), first)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_ball_of_radius_zero_holds_the_image_only(name):
+    model, images, labels, keys = small_problem()
+    assert torch.equal(replace(ATTACKS[name], eps=0.0)(model, images, labels, keys), images)
+
+
+def test_logits_in_half_precision():
+    class Half(Linear):
+        def forward(self, images):
+            return super().forward(images).bfloat16()
+
+    model, images, labels, keys, _ = linear_problem(0.1, "Linf")
+    model = Half(model.weight.detach())
+    _, losses, logits = base.input_gradient(model, images, labels, base.cross_entropy)
+    assert losses.dtype == logits.dtype == torch.float32
+    adversarial = replace(ATTACKS["PGD"], steps=8)(model, images, labels, keys, until_broken=True)
+    assert correct(model, adversarial, labels).tolist() == [False] * 12 + [True] * 12
 
 
 def test_nfgsm_is_noise_and_a_step():
@@ -475,7 +520,7 @@ def test_no_direction_where_the_gradient_is_zero_or_undefined(norm):
 def test_no_pixel_is_nan_where_the_gradient_is(name):
     class Undefined(Linear):
         def forward(self, images):
-            return super().forward(images) + (images - 2).relu().sqrt().sum((1, 2, 3))[:, None]
+            return super().forward(images) + (0 * images).sqrt().sum((1, 2, 3))[:, None]
 
     _, images, labels, keys, _ = linear_problem(0.1, "Linf")
     model = Undefined(torch.ones(192))
@@ -494,7 +539,7 @@ def test_project_onto_a_ball_of_l2():
     torch.testing.assert_close(nearest[outside], delta[outside] / lengths[outside].view(-1, 1, 1, 1))
     for radius in (0.0, 0.5):
         assert size(base.project(delta, radius, "L2"), "L2").max() <= radius + 1e-6
-    assert torch.equal(base.project(torch.zeros(1, 3, 8, 8), 1.0, "L2"), torch.zeros(1, 3, 8, 8))
+        assert torch.equal(base.project(torch.zeros(1, 3, 8, 8), radius, "L2"), torch.zeros(1, 3, 8, 8))
     others = base.project(torch.randn(100, 16, 3, 8, 8).flatten(0, 1), 1.0, "L2").view(100, 16, 3, 8, 8)
     assert ((others - delta).flatten(2).norm(dim=2) >= size(nearest - delta, "L2")).all()
 
@@ -517,7 +562,7 @@ def test_starts_are_uniform_in_the_ball(shape):
     covariance = dimensions * directions.T @ directions / len(ball)
     assert directions.mean(0).abs().max() < 5 / math.sqrt(len(ball) * dimensions)
     assert (covariance - torch.eye(dimensions)).abs().max() < 0.15
-    assert abs(torch.corrcoef(torch.stack([volumes, directions[:, 0]]))[0, 1]) < 5 / math.sqrt(len(ball))
+    assert abs(torch.corrcoef(torch.stack([volumes, directions[:, 0].abs()]))[0, 1]) < 5 / math.sqrt(len(ball))
 
 
 @pytest.mark.parametrize(
@@ -549,17 +594,20 @@ def test_nfgsm_is_not_for_evaluation():
 
 # Against an established library
 
-EPS = {"Linf": 0.05, "L2": 0.4}
+EPS = {"Linf": 0.03, "L2": 0.35}
 SETTINGS = [(norm, steps) for norm in ("Linf", "L2") for steps in (1, 10)]  # one step is FGSM
 
 
 @pytest.fixture(scope="module")
 def toy():
-    """A small model trained for a moment, and 400 images that it hasn't seen."""
+    """A small model trained for a moment, and 400 images that it hasn't seen.
+
+    Their pixels are in [0.2, 0.8]: at the borders, the library clips an L2 step before it projects it, and ours after that.
+    """
     generator = torch.Generator().manual_seed(1)
     prototypes = torch.rand(4, 3, 8, 8, generator=generator)
     labels = torch.arange(800) % 4
-    images = 0.3 * prototypes[labels] + 0.7 * torch.rand(800, 3, 8, 8, generator=generator)
+    images = 0.2 + 0.6 * (0.3 * prototypes[labels] + 0.7 * torch.rand(800, 3, 8, 8, generator=generator))
     model = small_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):
@@ -600,7 +648,7 @@ def test_same_images_as_the_library(toy, norm, steps):
     model, images, labels = toy
     expected = theirs(model, images, labels, norm, steps, random_start=False)
     adversarial = ours(norm, steps, random_start=False)(model, images, labels)
-    different = (adversarial - expected).abs() > 1e-4
+    different = (adversarial - expected).abs() > 1e-5
     assert different.float().mean() < 1e-3  # gradients around 0 have either sign
 
 

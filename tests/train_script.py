@@ -74,9 +74,8 @@ def main() -> None:
         output_dir=options.folder,
         resume=True,
     )
-    if int(os.environ.get("RANK", 0)) == 0:
-        save_model(model, options.folder / "model")
-        (options.folder / "done").write_text(f"{result.steps} {result.num_steps} {torch.get_num_threads()}")
+    assert result.steps == result.num_steps
+    save_model(model, options.folder / "model")
 
 
 if __name__ == "__main__":

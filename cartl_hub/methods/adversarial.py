@@ -30,9 +30,9 @@ class EpsSchedule:
 
     def factor(self, progress: float) -> float:
         """Share of the full radius, in [0, 1]."""
-        if progress >= self.end:
-            return 1.0
-        return max(0.0, (progress - self.start) / (self.end - self.start))
+        if progress < self.start:
+            return 0.0
+        return 1.0 if progress >= self.end else (progress - self.start) / (self.end - self.start)
 
 
 def scaled(attack: Attack, factor: float) -> Attack:

@@ -32,7 +32,8 @@ class NEFT(Method):
             It becomes part of the architecture; only the ``wrn*`` and ``resnet*_cifar`` have it.
 
     Raises:
-        ValueError: On values out of range, or a convex residual sum for another architecture.
+        ValueError: On values out of range, a convex residual sum for another architecture, or convolutions that standardise
+            their weight (BiT, NFNet), whose norm bounds nothing.
     """
 
     num_blocks: int

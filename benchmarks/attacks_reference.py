@@ -1,0 +1,162 @@
+"""Our attacks beside those of the Adversarial Robustness Toolbox: same model, images, steps and step sizes.
+
+    python benchmarks/attacks_reference.py --model model_cards/wrn16_2.fdm4_cifar100 --data ../shared/data/cifar100 \
+        --num-images 1000 --output benchmarks/results/attacks_reference.json
+
+An image counts as robust if it is classified rightly as it is and after the attack, whoever made the attack. Needs the ``test``
+extra.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from cartl_hub import load_model
+from cartl_hub.attacks import FGSM, PGD, Attack
+from cartl_hub.config import to_dict
+from cartl_hub.loading import load_splits
+from cartl_hub.randomness import image_keys
+
+ATTACKS = {
+    "FGSM": FGSM(eps=8 / 255),
+    "PGD-20": PGD(eps=8 / 255, step_size=2 / 255, steps=20),
+    "PGD-20 L2": PGD(eps=0.5, step_size=0.0625, steps=20, norm="L2"),
+}
+BATCH_SIZE = 125
+ROUNDING = 1e-5  # of norms and pixels, in fp32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or id of a model")
+    parser.add_argument("--data", required=True, help="what load_splits reads; its test split is used")
+    parser.add_argument("--num-images", type=int, default=1000, help="the first images of the test split")
+    parser.add_argument("--seed", type=int, default=0, help="of the random starts")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    arguments = parser.parse_args()
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = load_model(arguments.model).to(arguments.device)
+    data = load_splits(arguments.data, model.image_policy).test
+    if tuple(data.label_names) != tuple(model.label_names):
+        raise SystemExit(f"expected data with the classes of {arguments.model}, got the classes of {arguments.data}.")
+    indices = torch.arange(min(arguments.num_images, len(data)))
+    images, labels = data.get(indices).float() / 255, data.labels[indices]
+
+    clean = classified(model, images, labels)
+    print(f"{len(indices)} images, clean accuracy {share(clean):.1%}")
+    results = {}
+    for name, attack in ATTACKS.items():
+        begun = time.perf_counter()
+        adversarial = run_ours(model, attack, images, labels, image_keys(arguments.seed, 0, indices))
+        between = time.perf_counter()
+        reference = run_theirs(model, attack, images, labels, arguments.seed)
+        ended = time.perf_counter()
+        ours, theirs = (clean & robust(model, attack, images, labels, found) for found in (adversarial, reference))
+        results[name] = {
+            "attack": to_dict(attack),
+            "robust_acc": share(ours),
+            "reference_robust_acc": share(theirs),
+            "difference_points": round(100 * (share(ours) - share(theirs)), 6),
+            "broken_by_ours_only": int((theirs & ~ours).sum()),
+            "broken_by_reference_only": int((ours & ~theirs).sum()),
+            "seconds": round(between - begun, 1),
+            "reference_seconds": round(ended - between, 1),
+            "robust": digits(ours),
+            "reference_robust": digits(theirs),
+        }
+        print(f"{name}: robust accuracy {share(ours):.1%}, reference {share(theirs):.1%}")
+
+    report = {
+        "model": arguments.model,
+        "data": arguments.data,
+        "split": data.description,
+        "num_images": len(indices),
+        "seed": arguments.seed,
+        "batch_size": BATCH_SIZE,
+        "clean_acc": share(clean),
+        "clean": digits(clean),
+        "attacks": results,
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("cartl-hub", "torch", "timm", "numpy", "adversarial-robustness-toolbox")},
+        "hardware": hardware(arguments.device),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def run_ours(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+    """[N, C, H, W] in [0, 1] -> [N, C, H, W]."""
+    device = next(model.parameters()).device
+    batches = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), keys.split(BATCH_SIZE), strict=True)
+    return torch.cat([attack(model, *(part.to(device) for part in batch), until_broken=True).cpu() for batch in batches])
+
+
+def run_theirs(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """[N, C, H, W] in [0, 1] -> [N, C, H, W]."""
+    np.random.seed(seed)  # noqa: NPY002 (the library draws from it)
+    classifier = PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        input_shape=tuple(images.shape[1:]),
+        nb_classes=len(model.label_names),
+        clip_values=(0.0, 1.0),
+        device_type="gpu" if next(model.parameters()).is_cuda else "cpu",
+    )
+    shared = {"norm": np.inf if attack.norm == "Linf" else 2, "eps": attack.eps, "batch_size": BATCH_SIZE}
+    if isinstance(attack, PGD):
+        starts = int(attack.random_start)
+        search = ProjectedGradientDescent(
+            classifier, eps_step=attack.step_size, max_iter=attack.steps, num_random_init=starts, verbose=False, **shared
+        )
+    else:
+        search = FastGradientMethod(classifier, **shared)
+    return torch.from_numpy(search.generate(images.numpy(), labels.numpy()))
+
+
+def robust(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, adversarial: Tensor) -> Tensor:
+    """Whether each image is classified rightly after an attack, which has kept to its ball: [N], bool."""
+    size = (adversarial - images).flatten(1).norm(p=torch.inf if attack.norm == "Linf" else 2, dim=1).max()
+    if size > attack.eps + ROUNDING or adversarial.min() < -ROUNDING or adversarial.max() > 1 + ROUNDING:
+        raise SystemExit(f"expected perturbations up to {attack.eps:.4g} and pixels in [0, 1], got {size:.4g}.")
+    return classified(model, adversarial, labels)
+
+
+@torch.inference_mode()
+def classified(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image is classified rightly: [N], bool."""
+    model.eval()
+    device = next(model.parameters()).device
+    return torch.cat([model(part.to(device)).argmax(1).cpu() for part in images.split(BATCH_SIZE)]) == labels
+
+
+def share(flags: Tensor) -> float:
+    return round(float(flags.double().mean()), 6)
+
+
+def digits(flags: Tensor) -> str:
+    return "".join(str(int(flag)) for flag in flags)
+
+
+def hardware(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import make_model
+from PIL import Image
+from typer.testing import CliRunner
+
+from cartl_hub import save_model
+from cartl_hub.cli import app
+
+COMMANDS = ("finetune", "evaluate", "predict", "pretrain", "blocks", "sources", "quickstart")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], terminal_width=200)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Ten pictures of each of two classes, as a folder of folders."""
+    for label, shade in (("bright", 200), ("dark", 50)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for index in range(10):
+            Image.new("RGB", (40, 36), (shade + index, shade, shade)).save(tmp_path / "photos" / label / f"{index}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def source(tmp_path):
+    return save_model(make_model("wrn10_1", num_classes=2), tmp_path / "source")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_defaults_and_an_example(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    assert f"Example: cartl-hub {command}" in text
+    if command in ("finetune", "evaluate"):
+        assert "default: 8/255" in text
+
+
+def test_help_does_not_import_torch():
+    script = (
+        "import sys; sys.argv = ['cartl-hub', '--help']\n"
+        "from cartl_hub.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('loaded', [name for name in ('torch', 'timm', 'numpy', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "loaded []", done.stdout + done.stderr
+
+
+def test_main_job(photos, source, tmp_path):
+    options = ["--method", "finetune", "--num-blocks", 1, "--epochs", 1, "--batch-size", 4, "--precision", "fp32"]
+    result = run("finetune", source, photos, *options, "--num-images", 2, "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    model = tmp_path / "run" / "model"
+    assert str(model) in result.output
+    assert (model / "report.html").exists()
+    named = run("predict", model, photos / "dark" / "1.png", "--top", 1)
+    assert re.search(r"1\.png: (bright|dark) \d+\.\d%", named.output)
+    measured = run("evaluate", model, photos, "--num-images", 2, "--output", tmp_path / "report")
+    assert measured.exit_code == 0, measured.output
+    assert (tmp_path / "report" / "report.json").exists()
+
+
+def test_blocks_are_printed_by_name():
+    result = run("blocks", "wrn16_2")
+    assert "8 blocks and the stem" in result.output
+    assert re.search(r"4 .*stages\.2\.0 .*stages\.2\.0\.norm1, stages\.2\.0\.conv1", result.output)
+
+
+def test_sources_are_listed():
+    result = run("sources")
+    assert "wrn16_2.fdm4_cifar100" in result.output
+    markdown = run("sources", "--markdown").output
+    assert markdown.startswith("| id |")
+
+
+def test_errors_are_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "cartl_hub.cli", "predict", "no_such_model", __file__], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: expected a folder, a Hub id")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_radius_is_checked():
+    assert "expected a radius such as 8/255" in run("evaluate", "x", "y", "--eps", "eight").output

@@ -1,0 +1,500 @@
+"""The evaluation against models whose robust accuracy is known, and what it refuses."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cartl_hub.attacks import FGSM, PGD, Attack
+from cartl_hub.data import Drawn, ImageData, StreamingData
+from cartl_hub.evaluation import CURVE_EPS, default_attacks, evaluate
+from cartl_hub.images import ImagePolicy
+
+EPS = 8 / 255
+FEW = {"FGSM": FGSM(eps=EPS), "PGD-3": PGD(eps=EPS, step_size=EPS, steps=3)}
+
+
+class Linear(nn.Module):
+    """Two classes; an Linf ball of radius eps lowers the margin by eps times the 1-norm of the weight, no attack by more."""
+
+    def __init__(self, channels: int = 3, size: int = 4):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels * size * size, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        margin = (images.flatten(1) - 0.5) @ self.weight
+        return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+class Curved(nn.Module):
+    """A small network on which more steps break more images."""
+
+    def __init__(self, num_classes: int = 4):
+        super().__init__()
+        torch.manual_seed(7)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, num_classes))
+        self.seen = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return self.layers(4 * images - 2)
+
+
+@dataclass
+class FloatData:
+    """A data set of somebody else."""
+
+    images: Tensor
+    labels: Tensor
+    label_names: tuple[str, ...] = ("no", "yes")
+
+    @property
+    def description(self):
+        return {"id": "foreign"}
+
+    def batches(self, batch_size):
+        for indices in torch.arange(len(self.labels)).split(batch_size):
+            yield Drawn(self.images[indices], self.labels[indices], indices, 0)
+
+
+def pixels(num: int, channels: int = 3, size: int = 4) -> Tensor:
+    """Far from 0 and 255, so that no perturbation is clipped."""
+    return torch.randint(77, 179, (num, channels, size, size), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+
+
+def linear_case(num: int = 60, channels: int = 3) -> tuple[Linear, ImageData, np.ndarray]:
+    """A model, data on which about a fifth of the labels are wrong, and each image's signed margin."""
+    model, images = Linear(channels).eval(), pixels(num, channels)
+    with torch.no_grad():
+        margin = model(images / 255)[:, 1]
+    labels = (margin > 0).long()
+    labels[::5] = 1 - labels[::5]
+    signed = torch.where(labels == 1, margin, -margin).numpy()
+    return model, ImageData(labels, ("no", "yes"), images, ImagePolicy(size=(4, 4)), {"id": "toy", "split": "test"}), signed
+
+
+def curved_case(num: int = 80) -> tuple[Curved, ImageData]:
+    model, images = Curved().eval(), pixels(num)
+    with torch.no_grad():
+        labels = model(images / 255).argmax(1)
+    model.seen = 0
+    return model, ImageData(labels, tuple("abcd"), images, ImagePolicy(size=(4, 4)), {"id": "toy", "split": "test"})
+
+
+# Known answers
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_linear_model_has_its_known_robust_accuracy(channels):
+    model, data, signed = linear_case(channels=channels)
+    l1, l2 = float(model.weight.detach().abs().sum()), float(model.weight.detach().norm())
+    report = evaluate(model, data, attacks=default_attacks(eps=EPS, l2_eps=0.05), curve=None, progress=False)
+    stands = {"Linf": signed > EPS * l1, "L2": signed > 0.05 * l2}
+    assert 0 < stands["Linf"].sum() < stands["L2"].sum() < (signed > 0).sum()  # the case tells them apart
+    np.testing.assert_array_equal(report.verdicts.correct["clean"], signed > 0)
+    for name in ("FGSM", "PGD-20", "PGD-100"):
+        np.testing.assert_array_equal(report.verdicts.correct[name], stands["Linf"], err_msg=name)
+    found = report.verdicts.correct["PGD-20 L2"]
+    assert (found >= stands["L2"]).all()
+    assert (found <= (signed > 0.97 * 0.05 * l2)).all()  # 20 steps come within 3% of the pole of the ball
+    assert report.clean.correct == (signed > 0).sum()
+    assert report.robust.accuracy == stands["Linf"].mean()
+    assert list(report.worst_case) == ["Linf 8/255", "L2 0.05"]
+    assert sum(row.robust_correct for row in report.per_class) == stands["Linf"].sum()
+    assert [row.num_images for row in report.per_class] == np.bincount(data.labels).tolist()
+
+
+def test_curve_is_that_of_the_linear_model():
+    model, data, signed = linear_case()
+    report = evaluate(model, data, attacks=FEW, curve_images=30, progress=False)
+    l1 = float(model.weight.detach().abs().sum())
+    expected = [int((signed[:30] > eps * l1).sum()) for eps in CURVE_EPS]
+    assert list(report.curve.correct) == expected
+    assert expected == sorted(expected, reverse=True)
+    assert expected[0] > expected[3] > 0
+    assert expected[-1] == 0
+    assert report.curve.num_images == 30
+    grid = [0, 1, 2, 4, 6, 8]
+    assert report.curve.mean == pytest.approx(np.trapezoid(np.array(expected[:6]) / 30, grid) / 8)
+    assert report.curve.mean_eps == EPS
+
+
+def test_curve_falls_on_a_network():
+    model, data = curved_case()
+    report = evaluate(model, data, attacks=FEW, progress=False)
+    accuracy = report.curve.accuracy
+    assert accuracy[0] == 1
+    assert len(set(accuracy)) > 4
+    assert all(larger <= smaller for smaller, larger in pairwise(accuracy))
+
+
+def test_worst_case_is_per_image_and_smaller_balls_belong_to_larger_ones():
+    @dataclass(frozen=True, kw_only=True)
+    class Breaks(Attack):
+        """Moves images across the linear model's boundary where their pixel sum is divisible."""
+
+        by: int
+
+        def perturb(self, model, images, labels, keys):
+            chosen = (images * 255).round().flatten(1).sum(1) % self.by == 0
+            towards = (1 - 2 * labels).view(-1, 1) * model.weight.sign()
+            return torch.where(chosen.view(-1, 1), images.flatten(1) + self.eps * towards, images.flatten(1)).view_as(images)
+
+    model, data, signed = linear_case()
+    two, three = (data.images.flatten(1).sum(1).numpy() % by == 0 for by in (2, 3))
+    attacks = {"two": Breaks(eps=0.25, by=2), "three": Breaks(eps=0.2, by=3)}
+    report = evaluate(model, data, attacks=attacks, curve=None, progress=False)
+    right = signed > 0
+    assert (two & ~three & right).any()
+    assert (three & ~two & right).any()
+    assert report.worst_case["Linf 0.25"].attacks == ("two", "three")
+    assert report.worst_case["Linf 51/255"].attacks == ("three",)
+    np.testing.assert_array_equal(report.standing("Linf 0.25"), right & ~two & ~three)
+    np.testing.assert_array_equal(report.standing("Linf 51/255"), right & ~three)
+
+
+# Batches and survivors
+
+
+def test_more_steps_on_survivors_are_the_same_as_on_all():
+    short, long = PGD(eps=EPS, step_size=EPS / 4, steps=3), PGD(eps=EPS, step_size=EPS / 4, steps=30)
+    model, data = curved_case()
+    alone = evaluate(model, data, attacks={"long": long}, curve=None, progress=False)
+    seen_alone, model.seen = model.seen, 0
+    both = evaluate(model, data, attacks={"short": short, "long": long}, curve=None, progress=False)
+    assert model.seen < 1.1 * seen_alone + len(data)  # the short attack took little beside the long one's own steps
+    np.testing.assert_array_equal(both.verdicts.correct["long"], alone.verdicts.correct["long"])
+    assert 0 < both.attacks["long"].correct < both.attacks["short"].correct < len(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "of_both"),
+    [
+        ({"eps": 2 * EPS}, {}),
+        ({"step_size": EPS / 2}, {}),
+        ({"random_start": False}, {}),
+        ({"norm": "L2"}, {}),
+        ({}, {"restarts": 2}),
+    ],
+    ids=["eps", "step_size", "random_start", "norm", "restarts"],
+)
+def test_other_attacks_get_all_images(change, of_both, monkeypatch):
+    model, data, signed = linear_case()
+    settings = {"eps": EPS, "step_size": EPS} | of_both
+    shorter, longer = PGD(**settings, steps=1), PGD(**(settings | change), steps=5)
+    attacked = []
+    search = PGD.__call__
+
+    def counted(self, model, images, labels, keys=None, *, until_broken=False):
+        attacked.append((self, len(images)))
+        return search(self, model, images, labels, keys, until_broken=until_broken)
+
+    monkeypatch.setattr(PGD, "__call__", counted)
+    evaluate(model, data, attacks={"shorter": shorter, "longer": longer}, curve=None, progress=False)
+    assert attacked == [(shorter, (signed > 0).sum()), (longer, (signed > 0).sum())]
+
+
+def test_verdicts_do_not_depend_on_the_batch_size_and_batches_stay_full():
+    model, data = curved_case()
+    sizes = []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    whole = evaluate(model, data, attacks=FEW, progress=False)
+    sizes.clear()
+    parts = evaluate(model, data, attacks=FEW, batch_size=7, progress=False)
+    assert max(sizes) == 7
+    for name in whole.verdicts.correct:
+        np.testing.assert_array_equal(parts.verdicts.correct[name], whole.verdicts.correct[name], err_msg=name)
+    assert parts.curve == whole.curve
+
+
+def test_seed_decides_the_random_starts():
+    model, data = curved_case()
+    attacks = {"PGD-1": PGD(eps=EPS, step_size=0.0, steps=1)}  # the start alone
+
+    def verdicts(seed):
+        return evaluate(model, data, attacks=attacks, curve=None, seed=seed, progress=False).verdicts.correct["PGD-1"]
+
+    np.testing.assert_array_equal(verdicts(0), verdicts(0))
+    assert any((verdicts(0) != verdicts(seed)).any() for seed in range(1, 6))
+
+
+def test_num_images_takes_the_first():
+    model, data, signed = linear_case()
+    report = evaluate(model, data, attacks=FEW, curve=None, num_images=13, batch_size=5, progress=False)
+    assert report.verdicts.indices.tolist() == list(range(13))
+    assert (report.num_images, report.complete) == (13, False)
+    np.testing.assert_array_equal(report.verdicts.correct["clean"], signed[:13] > 0)
+    assert evaluate(model, data, attacks=FEW, curve=None, num_images=len(data), progress=False).complete
+
+
+def test_stream_is_measured_like_images_in_memory():
+    model, data, _ = linear_case()
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in data.images]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()}, features=features)
+    stream = StreamingData(
+        table.to_iterable_dataset(), ("no", "yes"), data.policy, "image", "label", description=data.description
+    )
+    report = evaluate(model, stream, attacks=FEW, batch_size=16, progress=False)
+    held = evaluate(model, data, attacks=FEW, batch_size=16, progress=False)
+    assert report.complete
+    for name in held.verdicts.correct:
+        np.testing.assert_array_equal(report.verdicts.correct[name], held.verdicts.correct[name])
+    part = StreamingData(table.to_iterable_dataset(), ("no", "yes"), data.policy, "image", "label", part=(0.0, 0.5))
+    indices = evaluate(model, part, attacks=FEW, curve=None, num_images=10, progress=False).verdicts.indices
+    assert len(indices) == 10
+    assert indices.max() > 9  # positions in the stream, not in the part
+
+
+# Verification
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaves(Attack):
+    """Shifts images by more than it states, or to a value that is no pixel."""
+
+    shift: float
+
+    def perturb(self, model, images, labels, keys):
+        return images + self.shift * ((1 - 2 * labels).view(-1, 1) * model.weight.sign()).view_as(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnsNaN(Attack):
+    def perturb(self, model, images, labels, keys):
+        return torch.full_like(images, torch.nan)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Leaves(eps=0.2, shift=0.25),
+        Leaves(eps=0.25 * 48**0.5 - 0.1, shift=0.25, norm="L2"),
+        Leaves(eps=1.0, shift=0.9),
+        ReturnsNaN(eps=1.0),
+    ],
+    ids=["ball", "L2 ball", "pixels", "nan"],
+)
+def test_images_outside_the_threat_model_break_nothing(attack, caplog):
+    model, data, signed = linear_case()
+    report = evaluate(model, data, attacks={"leaves": attack}, curve=None, progress=False)
+    assert report.attacks["leaves"].correct == report.clean.correct
+    assert report.attacks["leaves"].rejected == (signed > 0).sum()
+    assert "moved images out" in caplog.text
+    inside = evaluate(model, data, attacks={"stays": Leaves(eps=0.25, shift=0.25)}, curve=None, progress=False)
+    assert inside.attacks["stays"].correct < inside.clean.correct
+    assert inside.attacks["stays"].rejected == 0
+
+
+def test_samples_are_broken_images_of_different_classes():
+    model, data = curved_case()
+    report = evaluate(model, data, attacks=FEW, curve=None, progress=False)
+    assert len(report.samples) == 8
+    assert {sample.label for sample in report.samples} == set(data.labels[~report.verdicts.correct["PGD-3"]].tolist())
+    for sample in report.samples:
+        assert sample.attack == "PGD-3"
+        assert sample.label == data.labels[sample.index]
+        images = torch.from_numpy(np.stack([sample.image, sample.adversarial]))
+        assert model(images).argmax(1).tolist() == [sample.label, sample.predicted]
+        assert sample.label != sample.predicted
+        assert np.abs(sample.adversarial - sample.image).max() <= EPS + 1e-6
+        assert 0 <= sample.perturbation.min() < sample.perturbation.max() <= 1
+
+
+def test_images_of_many_channels_have_no_samples():
+    model, data, _ = linear_case(channels=5)
+    assert evaluate(model, data, attacks=FEW, curve=None, progress=False).samples == ()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("train", [lambda model: model, lambda model: model.backbone.bn], ids=["all", "one"])
+def test_train_mode_is_refused(train):
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.bn = nn.BatchNorm2d(3)
+    model.eval()
+    train(model).train()
+    with pytest.raises(ValueError, match=r"train mode \(.*\); call model.eval\(\) first"):
+        evaluate(model, linear_case()[1], progress=False)
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
+def test_images_outside_the_unit_interval_are_refused(value):
+    model, data, _ = linear_case()
+    images = data.images / 255
+    images[11, 0, 1, 2] = value
+    with pytest.raises(ValueError, match=r"expected images in \[0, 1\], got image 11 .*leave out the normalisation"):
+        evaluate(model, FloatData(images, data.labels), attacks=FEW, batch_size=4, progress=False)
+    report = evaluate(model, FloatData(data.images / 255, data.labels), attacks=FEW, curve=None, progress=False)
+    assert report.attacks == evaluate(model, data, attacks=FEW, curve=None, progress=False).attacks
+
+
+def test_integers_that_are_no_bytes_are_refused():
+    model, data, _ = linear_case()
+    with pytest.raises(ValueError, match=r"uint8 or floats in \[0, 1\], got torch.int64"):
+        evaluate(model, FloatData(data.images.long(), data.labels), attacks=FEW, progress=False)
+
+
+def test_logits_of_another_shape_are_refused():
+    _, data, _ = linear_case()
+    for head, got in ((nn.Linear(48, 3), r"\[60, 3\]"), (nn.Identity(), r"\[60, 48\]"), (nn.LSTM(48, 2), "tuple")):
+        model = nn.Sequential(nn.Flatten(), head).eval()
+        with pytest.raises(ValueError, match=rf"expected logits \[60, 2\].*got {got}; wrap the model"):
+            evaluate(model, data, attacks=FEW, progress=False)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_outside_the_classes_are_refused(label):
+    model, data, _ = linear_case()
+    data.labels[3] = label
+    with pytest.raises(ValueError, match="expected labels from 0 to 1"):
+        evaluate(model, data, attacks=FEW, progress=False)
+
+
+def test_empty_data_are_refused():
+    model, data, _ = linear_case()
+    with pytest.raises(ValueError, match="expected at least one image, got none"):
+        evaluate(model, data.subset([]), attacks=FEW, progress=False)
+
+
+def test_logits_that_are_not_finite_are_refused_with_the_images():
+    class Overflows(Linear):
+        def forward(self, images):
+            logits = super().forward(images)
+            bad = (images[:, 0, 0, 0] * 255).round() == 255
+            return torch.where(bad[:, None], torch.inf, logits)
+
+    _, data, _ = linear_case()
+    data.images[[4, 9, 30], 0, 0, 0] = 255
+    with pytest.raises(ValueError, match=r"NaN or infinite ones on clean images with index 4, 9, 30; check"):
+        evaluate(Overflows().eval(), data, attacks=FEW, progress=False)
+    data.images[:, 0, 0, 0] = 254
+    with pytest.raises(ValueError, match=r"on the images of FGSM with index .* more; check"):
+        evaluate(Overflows().eval(), data, attacks={"FGSM": FGSM(eps=1 / 255)}, progress=False)
+
+
+def test_other_precisions_are_refused():
+    model, data, _ = linear_case()
+    with pytest.raises(ValueError, match=r"expected a model in torch.float32, got weight in torch.bfloat16; call model.float"):
+        evaluate(model.bfloat16(), data, attacks=FEW, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attacks": {}}, "at least one attack"),
+        ({"attacks": {"clean": FGSM(eps=EPS)}}, 'another name for the attack "clean"'),
+        ({"num_images": 0}, "num_images >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size >= 1, got 0"),
+        ({"curve": (0.1, 0.2)}, "rising radii from 0"),
+        ({"curve": (0, 0.2, 0.2)}, "rising radii from 0"),
+        ({"context": {"loss": float("nan")}}, "expected JSON .* in the context"),
+        ({"context": {"model": object()}}, "expected JSON .* in the context"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_first_batch(arguments, message, monkeypatch):
+    model, data, _ = linear_case()
+    monkeypatch.setattr(ImageData, "batches", None)
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, data, **({"attacks": FEW, "progress": False} | arguments))
+
+
+# What is left as it was
+
+
+class CallsBackward(Attack):
+    def perturb(self, model, images, labels, keys):
+        images = images.clone().requires_grad_(True)
+        model(images).sum().backward()
+        return images.detach()
+
+
+def test_nothing_changes(wrn, data):
+    wrn.eval()
+    first, *_ = wrn.parameters()
+    first.requires_grad_(False)
+    required = [parameter.requires_grad for parameter in wrn.parameters()]
+    before = {name: tensor.clone() for name, tensor in wrn.state_dict().items()}
+    state, switches = torch.get_rng_state(), (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    attacks = FEW | {"backward": CallsBackward(eps=EPS)}
+    report = evaluate(wrn, data, attacks=attacks, num_images=4, curve=(0, EPS), progress=False)
+    assert report.num_images == 4
+    assert [parameter.requires_grad for parameter in wrn.parameters()] == required
+    assert all(parameter.grad is None for parameter in wrn.parameters())
+    assert not any(module.training for module in wrn.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in wrn.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == switches
+
+
+@pytest.mark.parametrize("chosen", ["older", "newer"])
+def test_fp32_inside_and_the_switches_as_before(chosen):
+    matmul, conv = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
+    if chosen == "newer" and conv is None:
+        pytest.skip("this torch has the older switches alone")
+    seen = []
+
+    class Looks(Linear):
+        def forward(self, images):
+            if chosen == "older":
+                seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            else:
+                seen.append((matmul.fp32_precision, conv.fp32_precision))
+            seen.append((images.float() @ images.float().mT).dtype)
+            return super().forward(images)
+
+    _, data, _ = linear_case()
+    if chosen == "older":
+        torch.set_float32_matmul_precision("high")
+        before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    else:
+        before = (matmul.fp32_precision, conv.fp32_precision)
+        matmul.fp32_precision = "tf32"
+    try:
+        for failing in (False, True):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                if failing:
+                    with pytest.raises(ValueError, match="finite"):
+                        evaluate(Looks().eval().apply(_spoil), data, attacks=FEW, progress=False)
+                else:
+                    evaluate(Looks().eval(), data, attacks=FEW, num_images=4, curve=None, progress=False)
+            if chosen == "older":
+                assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+            else:
+                assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", before[1])
+        assert set(seen) == {("highest", False) if chosen == "older" else ("ieee", "ieee"), torch.float32}
+    finally:
+        if chosen == "older":
+            torch.set_float32_matmul_precision("highest")
+        else:
+            matmul.fp32_precision = before[0]
+
+
+def _spoil(module: nn.Module) -> None:
+    module.weight.data.fill_(torch.nan)
+
+
+def test_an_error_leaves_the_parameters_as_they_were():
+    model, data, _ = linear_case()
+    data.labels[-1] = 9
+    with pytest.raises(ValueError, match="labels"):
+        evaluate(model, data, attacks=FEW, batch_size=8, progress=False)
+    assert model.weight.requires_grad
+
+
+def test_report_says_what_was_measured():
+    model, data, _ = linear_case()
+    context = {"id": "linear.toy", "notes": ("a note",)}
+    report = evaluate(model, data, attacks=FEW, seed=3, context=context, progress=False)
+    assert report.sentence == "linear.toy was measured on 60 images of toy, split: test, with seed 3."
+    assert report.context == {"id": "linear.toy", "notes": ["a note"]}
+    assert report.attacks["PGD-3"].attack["steps"] == 3
+    assert {"python", "torch", "timm", "cartl_hub", "device", "threads", "seconds", "date"} <= report.environment.keys()
+    assert report.checks == ()

@@ -1,0 +1,48 @@
+"""Every example runs, on small data and for a few steps."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for label, shade in (("bright", 180), ("dark", 20)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for index in range(12):
+            Image.new("RGB", (32, 32), (shade + 5 * index, shade, shade)).save(tmp_path / "photos" / label / f"{index}.png")
+    return str(tmp_path / "photos")
+
+
+def run(name, *arguments, tmp_path):
+    command = [sys.executable, str(EXAMPLES / name), *arguments, "--output", str(tmp_path / "out")]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("finetune_folder.py", ["{photos}", "--epochs", "1", "--num-images", "2"], "model, card and report:"),
+        ("finetune_timm.py", ["test_resnet", "{photos}", "--untrained", "--epochs", "1", "--num-images", "2"], "PGD-20"),
+        ("evaluate_any_model.py", ["--num-images", "40"], "PGD-100 at 16/255"),
+        (
+            "pretrain_source.py",
+            ["{photos}", "--architecture", "wrn10_1", "--epochs", "1", "--num-images", "2"],
+            "model, card and report:",
+        ),
+    ],
+)
+def test_example(name, arguments, expected, photos, tmp_path):
+    done = run(name, *(argument.format(photos=photos) for argument in arguments), tmp_path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+
+
+def test_every_example_is_tried():
+    tried = {mark.args[1][index][0] for mark in test_example.pytestmark for index in range(len(mark.args[1]))}
+    assert tried == {path.name for path in EXAMPLES.glob("*.py")}

@@ -1,0 +1,163 @@
+import json
+
+import pytest
+import torch
+from conftest import make_model
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from huggingface_hub import ModelCard
+from PIL import Image as PILImage
+
+import cartl_hub
+from cartl_hub import (
+    NEFT,
+    PGD,
+    AdversarialTraining,
+    BatchNormPolicy,
+    DataError,
+    FineTuning,
+    ModelError,
+    RobustFineTuner,
+    TrainingArguments,
+    load_model,
+)
+
+ATTACK = PGD(eps=8 / 255, step_size=4 / 255, steps=2)
+ARGUMENTS = TrainingArguments(epochs=1, batch_size=8, precision="fp32", validation_attack=ATTACK)
+
+
+def pictures(num_images, *, size=(32, 32), mode="RGB", names=("cat", "dog", "eel")):
+    generator = torch.Generator().manual_seed(num_images)
+    shades = [int(torch.randint(0, 255, (), generator=generator)) for _ in range(num_images)]
+    images = [PILImage.new("L", size, shade).convert(mode) for shade in shades]
+    labels = [index % len(names) for index in range(num_images)]
+    return Dataset.from_dict(
+        {"image": images, "label": labels}, features=Features({"image": Image(), "label": ClassLabel(names=list(names))})
+    )
+
+
+@pytest.fixture
+def tuner(tmp_path):
+    return RobustFineTuner(
+        make_model("wrn10_1"),
+        DatasetDict(train=pictures(36), test=pictures(12)),
+        method=NEFT(num_blocks=2, beta=0.4),
+        bn=BatchNormPolicy(extractor_statistics="source", submodel_affine="frozen"),
+        arguments=ARGUMENTS,
+        output_dir=tmp_path / "run",
+    )
+
+
+def test_main_job(tuner, tmp_path):
+    result = tuner.train()
+    report = tuner.evaluate(attacks={"PGD-2": ATTACK}, curve_images=4)
+    assert result.steps == result.num_steps
+    assert report.num_images == 12
+    folder = tuner.save()
+    assert {"model.safetensors", "config.json", "report.json", "report.html", "README.md"} <= {p.name for p in folder.iterdir()}
+    loaded = load_model(folder)
+    images = torch.rand(5, 3, 32, 32)
+    assert torch.equal(loaded(images), tuner.model(images))
+    assert loaded.label_names == ("cat", "dog", "eel")
+    assert loaded.predict(PILImage.new("RGB", (80, 50)))[0].names[0] in loaded.label_names
+    again = cartl_hub.evaluate(loaded, tuner.splits.test, attacks={"PGD-2": ATTACK}, curve=None)
+    assert (again.clean, again.attacks) == (report.clean, report.attacks)
+
+
+def test_card_states_what_the_report_holds(tuner):
+    tuner.train()
+    report = tuner.evaluate(attacks={"PGD-2": ATTACK}, curve=None)
+    card = ModelCard.load(tuner.save() / "README.md")
+    assert f"| none | {100 * report.clean.accuracy:.2f} % |" in card.text
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert results["accuracy"] == round(100 * report.clean.accuracy, 2)
+    assert results["robust accuracy, PGD-2 (Linf 8/255)"] == round(100 * report.attacks["PGD-2"].accuracy, 2)
+    assert "NEFT (num blocks 2, beta 0.4" in card.text
+    assert card.data.library_name == "cartl_hub"
+
+
+def test_interrupted_script_goes_on_and_a_finished_one_returns(tuner, tmp_path):
+    tuner.train()
+    weights = {name: tensor.clone() for name, tensor in tuner.model.state_dict().items()}
+    same = RobustFineTuner(
+        make_model("wrn10_1"),
+        DatasetDict(train=pictures(36), test=pictures(12)),
+        method=tuner.method,
+        bn=tuner.bn,
+        arguments=ARGUMENTS,
+        output_dir=tmp_path / "run",
+    )
+    same.train()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in same.model.state_dict().items())
+
+
+def test_another_source_in_the_same_folder_is_refused(tuner, tmp_path):
+    tuner.train()
+    other = make_model("wrn10_1")
+    other.backbone.stem.weight.data.mul_(2)
+    data = DatasetDict(train=pictures(36), test=pictures(12))
+    changed = RobustFineTuner(other, data, method=tuner.method, bn=tuner.bn, arguments=ARGUMENTS, output_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"got others \(weights: .*Use the same ones, or another output_dir"):
+        changed.train()
+
+
+def test_source_is_left_alone_and_lineage_names_it(tmp_path):
+    source = make_model("wrn10_1")
+    cartl_hub.save_model(source, tmp_path / "source")
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    tuner = RobustFineTuner(
+        tmp_path / "source", pictures(30), method=FineTuning(num_blocks=1), arguments=ARGUMENTS, output_dir=tmp_path
+    )
+    tuner.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in source.state_dict().items())
+    config = json.loads((tuner.save(tmp_path / "new") / "config.json").read_text())
+    lineage = config["cartl_hub"]["lineage"]
+    assert lineage["source"]["id"] == "source"
+    assert lineage["method"] == {"name": "FineTuning", "num_blocks": 1}
+    assert any("kept for the report" in note for note in lineage["notes"])
+
+
+def test_same_classes_keep_the_classifier(tmp_path):
+    source = make_model("wrn10_1")
+    source.label_names = ("cat", "dog", "eel")
+    tuner = RobustFineTuner(source, pictures(30), method=AdversarialTraining(attack=ATTACK), output_dir=tmp_path)
+    assert torch.equal(tuner.model.head.weight, source.head.weight)
+    assert "the source's classifier is kept" in tuner.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("source", "method", "error", "message"),
+    [
+        ("no_such_model", FineTuning(), ModelError, "expected a folder, a Hub id"),
+        ("wrn10_1", FineTuning(), ModelError, "timm has no pretrained weights for 'wrn10_1'"),
+        (make_model("wrn10_1"), FineTuning(num_blocks=9), ValueError, r"num_blocks must be in \[1, 5\]"),
+        (
+            make_model("test_vit"),
+            NEFT(num_blocks=2, convex_residual=True),
+            ValueError,
+            "convex_residual is part of the architecture",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_an_error_before_any_work(source, method, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        RobustFineTuner(source, pictures(12), method=method, output_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_label_is_an_error_before_any_work(tmp_path):
+    data = pictures(12).cast_column("label", ClassLabel(names=["cat", "dog", "eel"]))
+    broken = Dataset.from_dict({"image": data["image"], "label": [*data["label"][:-1], None]}).cast_column("image", Image())
+    with pytest.raises(DataError, match="row 11 of the train split"):
+        RobustFineTuner(make_model("wrn10_1"), broken, method=FineTuning(), output_dir=tmp_path)
+
+
+def test_timm_models_of_other_sizes_are_sources(tmp_path):
+    tuner = RobustFineTuner(
+        cartl_hub.create_model("test_vit"),
+        pictures(20, size=(60, 40), mode="L"),
+        method=NEFT(num_blocks=2),
+        arguments=ARGUMENTS,
+        output_dir=tmp_path,
+    )
+    assert tuner.train().steps == 1
+    assert tuner.model.image_policy.size == (160, 160)

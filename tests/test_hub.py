@@ -1,0 +1,196 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import timm
+import torch
+from conftest import make_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from cartl_hub import ImagePolicy, ModelError, load_model, save_model
+from cartl_hub.hub import CONFIG, WEIGHTS, bundled_models, list_sources, read_config
+from cartl_hub.spectral import rescaled, weighted
+
+
+@pytest.fixture
+def folder(wrn, tmp_path):
+    wrn.label_names = ("ant", "bee", "cat")
+    return save_model(wrn, tmp_path / "wrn10_1.toy")
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / CONFIG).read_text()) | changes
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+def test_round_trip_is_bit_equal(model, tmp_path):
+    model.label_names = ("ant", "bee", "cat")
+    model.lineage = {"method": {"name": "FineTuning"}}
+    images = torch.rand(4, 3, 32, 32)
+    loaded = load_model(save_model(model, tmp_path / "model"))
+    assert torch.equal(loaded(images), model.eval()(images))
+    assert (loaded.label_names, loaded.image_policy, loaded.model_args) == (
+        model.label_names,
+        model.image_policy,
+        model.model_args,
+    )
+    assert loaded.lineage["method"] == {"name": "FineTuning"}
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("arguments", [{"negative_slope": 0.1}, {"convex_blocks": 3}, {"in_chans": 1}])
+def test_arguments_of_the_architecture_are_saved(arguments, tmp_path):
+    model = make_model("wrn10_1", **arguments)
+    images = torch.rand(2, arguments.get("in_chans", 3), 32, 32)
+    assert torch.equal(load_model(save_model(model, tmp_path / "model"))(images), model.eval()(images))
+
+
+def test_nothing_but_safetensors_and_json(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_plain_timm_gives_the_same_logits(tmp_path):
+    """timm's own loader and transform on a photo of another size: one contract for normalisation."""
+    model = make_model("test_resnet")
+    save_model(model, tmp_path / "model")
+    plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(plain)
+    transform = timm.data.create_transform(**config, is_training=False)
+    photo = Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 50).convert("RGB")
+    ours = load_model(tmp_path / "model")
+    images = ours.image_policy(photo)[None].float() / 255
+    torch.testing.assert_close(ours(images), plain(transform(photo)[None]), atol=1e-5, rtol=1e-5)
+
+
+def test_our_architectures_load_in_plain_timm_after_import(folder):
+    script = (
+        "import cartl_hub, timm\n"
+        f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)\n"
+        "print(type(model).__name__, timm.data.resolve_model_data_config(model)['crop_pct'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["WideResNet", "1.0"], done.stderr
+
+
+def test_reparametrised_and_broken_weights_are_not_saved(wrn, tmp_path):
+    with (
+        rescaled(weighted(wrn.modules()), 1.0),
+        pytest.raises(ValueError, match="expected plain weights, got the reparametrised"),
+    ):
+        save_model(wrn, tmp_path / "model")
+    wrn.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"expected finite weights, got NaN or infinite values in head\.fc\.weight"):
+        save_model(wrn, tmp_path / "model")
+    assert not (tmp_path / "model" / WEIGHTS).exists()
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.system, ("touch exploded",))
+
+
+@pytest.mark.parametrize("kind", ["torch.save", "pickle", "zip"])
+def test_pickles_are_refused_unread(kind, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = folder / WEIGHTS
+    if kind == "torch.save":
+        torch.save({"weight": Bomb()}, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
+    else:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("data.pkl", pickle.dumps(Bomb()))
+    with pytest.raises(ModelError, match=r"expected a safetensors file .* got a pickle"):
+        load_model(folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_damaged_weights_are_refused(folder):
+    path, content = folder / WEIGHTS, (folder / WEIGHTS).read_bytes()
+    for damaged, message in (
+        (content[:100], "are cut off"),
+        (b"", "are cut off"),
+        (b"<html>502</html>", "are none"),
+        (content[:-10], "expected weights with sha256"),
+        (content[:-1] + bytes([content[-1] ^ 1]), "expected weights with sha256"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match=message):
+            load_model(folder)
+
+
+def test_weights_of_another_network_are_refused(folder):
+    state = load_file(folder / WEIGHTS)
+    for changed, message in (
+        ({name: tensor for name, tensor in state.items() if name != "norm.weight"}, r"1 missing \(norm\.weight\)"),
+        (state | {"extra": torch.zeros(1)}, r"1 unknown \(extra\)"),
+        (state | {"norm.weight": torch.zeros(3)}, r"norm\.weight in .* expected shape \[64\], got \[3\]"),
+        (state | {"norm.weight": torch.zeros(64, dtype=torch.int64)}, "expected dtype"),
+    ):
+        save_file(changed, folder / WEIGHTS)
+        change_config(folder, cartl_hub={"format_version": 1})
+        with pytest.raises(ModelError, match=message):
+            load_model(folder)
+
+
+def test_half_precision_weights_load_as_fp32(folder, wrn):
+    state = {name: t.half() if t.is_floating_point() else t for name, t in load_file(folder / WEIGHTS).items()}
+    save_file(state, folder / WEIGHTS)
+    change_config(folder, cartl_hub={"format_version": 1})
+    loaded = load_model(folder)
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
+    torch.testing.assert_close(loaded.head.weight, wrn.head.weight, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "resnet999"}, "has no architecture 'resnet999'; upgrade timm"),
+        ({"architecture": "hf-hub:evil/model"}, "has no architecture"),
+        ({"architecture": "../../etc"}, "has no architecture"),
+        ({"cartl_hub": {"format_version": 99}}, "format version 1 or older .* got 99; upgrade cartl_hub"),
+        ({"cartl_hub": []}, "expected a mapping"),
+        ({"num_classes": "many"}, "doesn't make a wrn10_1"),
+        ({"label_names": ["one"]}, "expected 3 label names, got 1"),
+        ({"model_args": {"act": {"a": 1}}}, "model_args must be a mapping of plain values"),
+        ({"model_args": {"nonsense": 1}}, "doesn't make a wrn10_1"),
+    ],
+)
+def test_configs_that_make_no_model(folder, changes, message):
+    change_config(folder, **changes)
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
+def test_names_that_lead_nowhere(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("no_such_model", "expected a folder, a Hub id 'org/name' or one of"),
+        (tmp_path / "empty", r"expected config\.json and model\.safetensors in"),
+        (folder / WEIGHTS, "got the file"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            load_model(name)
+    (folder / CONFIG).write_text("{")
+    with pytest.raises(ModelError, match="expected JSON"):
+        load_model(folder)
+
+
+def test_bundled_models_are_listed_and_load():
+    found = bundled_models()
+    assert {"wrn16_2.fdm4_cifar100", "wrn16_2.natural_cifar100"} <= found.keys()
+    for info in list_sources():
+        config = read_config(info.folder)
+        assert info.num_parameters == sum(p.numel() for p in load_model(info.id).backbone.parameters())
+        assert info.size == (info.folder / WEIGHTS).stat().st_size <= 12e6
+        assert config["cartl_hub"]["lineage"]["data"]["id"] == info.data
+
+
+def test_policy_of_images_is_saved(wrn, tmp_path):
+    wrn.image_policy = ImagePolicy(size=(24, 40), mode="RGB", interpolation="bicubic", crop_mode="squash")
+    assert load_model(save_model(wrn, tmp_path / "model")).image_policy == wrn.image_policy

@@ -1,0 +1,67 @@
+"""The package as a user gets it."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cartl_hub
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_public_name_can_be_imported():
+    assert len(cartl_hub.__all__) > 30
+    for name in cartl_hub.__all__:
+        assert getattr(cartl_hub, name) is not None
+
+
+@pytest.mark.parametrize("first", ["import cartl_hub, timm", "import timm, cartl_hub"])
+def test_architectures_are_registered_in_either_order(first):
+    script = f"{first}\nprint(timm.create_model('wrn10_1').num_features)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "64", done.stderr
+
+
+def test_readme_lists_the_models_of_the_cards():
+    from cartl_hub.hub import models_table
+
+    text = (ROOT / "README.md").read_text()
+    between = text.partition("<!-- models: cartl-hub sources --markdown -->\n")[2].partition("<!-- end -->")[0]
+    assert between.strip() == models_table().strip()
+
+
+def test_cards_are_what_their_reports_say():
+    from cartl_hub import Report, load_model, load_recipe
+    from cartl_hub.card import render_card
+    from cartl_hub.hub import bundled_models
+
+    for model_id, folder in bundled_models().items():
+        if folder.parent.name != "model_cards":
+            continue
+        report = Report.load(folder)
+        text = render_card(load_model(folder), model_id, report=report, title=load_recipe(folder).title)
+        assert text == (folder / "README.md").read_text()
+
+
+def test_wheel_works_in_an_empty_folder(tmp_path):
+    """Built from the checkout and unpacked elsewhere: the bundled sources travel inside it."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    built = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "import cartl_hub, torch\n"
+        "model = cartl_hub.load_model('wrn16_2.fdm4_cifar100')\n"
+        "print(cartl_hub.__file__, len(model.label_names), tuple(model(torch.rand(1, 3, 32, 32)).shape))\n"
+        "print([info.id for info in cartl_hub.list_sources()])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert str(tmp_path / "site") in done.stdout, done.stderr
+    assert "100 (1, 100)" in done.stdout
+    assert "['wrn16_2.fdm4_cifar100', 'wrn16_2.natural_cifar100']" in done.stdout
