@@ -133,6 +133,7 @@ def _training_lines(lineage: Mapping[str, Any]) -> list[str]:
         )
         if result.get("stopped"):
             lines.append(f"Ended early: {result['stopped']}.")
+    lines += lineage.get("remarks", [])
     if lineage.get("command"):
         lines.append(f"Made by `{lineage['command']}`.")
     return lines

@@ -58,17 +58,15 @@ def robustness(report: "Report") -> bytes:
 @matplotlib.rc_context(STYLE)
 def curve(found: "Curve") -> bytes:
     """Accuracy against radius, with intervals."""
-    from .report import eps_text, wilson_interval
-
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.add_subplot()
     radii, heights = 255 * np.array(found.eps), 100 * np.array(found.accuracy)
-    low, high = 100 * np.array([wilson_interval(correct, found.num_images) for correct in found.correct]).T
+    low, high = 100 * np.array(found.intervals).T
     axes.axvspan(0, 255 * found.mean_eps, color="#f0f0f0", linewidth=0)
     axes.fill_between(radii, low, high, color=VERMILION, alpha=0.22, linewidth=0)
     axes.plot(radii, heights, color=VERMILION, marker="o", markersize=4.5, linewidth=1.8, clip_on=False, zorder=3)
     axes.annotate(
-        f"mean {found.mean:.1%} up to {eps_text(found.norm, found.mean_eps)}",
+        f"mean {found.mean:.1%} up to {found.mean_eps_text}",
         (255 * found.mean_eps, 98),
         xytext=(6, 0),
         textcoords="offset points",

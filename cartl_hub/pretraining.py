@@ -54,7 +54,7 @@ def pretrain(
     data = {key: value for key, value in splits.train.description.items() if key != "path"}
     data |= {"id": recipe.data.id, "licence": recipe.data.licence}
     record = lineage(method=recipe.method, arguments=recipe.training, result=result, data=data, notes=splits.notes)
-    model.lineage = record | {"tag": recipe.id.partition(".")[2], "command": command}
+    model.lineage = record | {"tag": recipe.id.partition(".")[2], "command": command, "remarks": list(recipe.remarks)}
     model_folder = save_model(model, folder)
     shutil.copyfile(output_dir / "losses.csv", model_folder / "losses.csv")
     measured_on = {key: value for key, value in splits.test.description.items() if key != "path"}

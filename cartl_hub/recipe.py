@@ -48,6 +48,7 @@ class Recipe:
         model_args: Further arguments of the architecture.
         mean: Normalisation, per channel.
         std: Normalisation, per channel.
+        remarks: For the card, on how it was trained.
         data: To train on.
         method: Source objective.
         training: How to train.
@@ -62,6 +63,7 @@ class Recipe:
     model_args: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] = (0.5071, 0.4865, 0.4409)
     std: tuple[float, ...] = (0.2673, 0.2564, 0.2762)
+    remarks: tuple[str, ...] = ()
 
     def create_model(self, num_classes: int) -> Classifier:
         """The untrained network, drawn from the recipe's seed."""

@@ -171,6 +171,16 @@ class Curve:
         return tuple(correct / self.num_images for correct in self.correct)
 
     @property
+    def intervals(self) -> list[tuple[float, float]]:
+        """95% Wilson interval at each radius."""
+        return [wilson_interval(correct, self.num_images) for correct in self.correct]
+
+    @property
+    def mean_eps_text(self) -> str:
+        """E.g. "8/255"."""
+        return eps_text(self.norm, self.mean_eps)
+
+    @property
     def mean(self) -> float:
         """Mean over [0, ``mean_eps``] by the trapezoid rule: "expected robustness" (Ngnawe et al., ICLR 2026)."""
         inner = [eps for eps in self.eps if eps < self.mean_eps]

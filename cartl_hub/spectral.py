@@ -33,14 +33,7 @@ def kernel_norm(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def operator_norm(
-    layer: Layer,
-    size: Size = (1, 1),
-    *,
-    weight: Tensor | None = None,
-    start: Tensor | None = None,
-    tolerance: float = 1e-5,
-) -> Tensor:
+def operator_norm(layer: Layer, size: Size = (1, 1), *, weight: Tensor | None = None, tolerance: float = 1e-5) -> Tensor:
     """Largest singular value of a layer as a linear map A of its input, float64; NaN of a weight that isn't finite.
 
     By Rayleigh-Ritz: a subspace grows by the residual of its best vector under A^T A. That takes some tens of steps where power
@@ -50,14 +43,13 @@ def operator_norm(
         layer: A linear layer, or a convolution, whose stride, padding, dilation and groups count.
         size: Height and width of the convolution's input, in pixels.
         weight: In place of the layer's own.
-        start: First vector, [1, in, height, width]; one near the singular vector saves steps.
         tolerance: Relative residual at which it ends. The relative error of the result is at most half of it.
     """
     weight = (layer.weight if weight is None else weight).detach()
     if not isinstance(layer, nn.Conv2d) or not weight.isfinite().all():
         return kernel_norm(weight)
     weight, shape = weight.double(), (1, layer.in_channels, *size)
-    basis = (_unit(shape, weight) if start is None else _normalised(start.double())).flatten()[None]
+    basis = _unit(shape, weight).flatten()[None]
     mapped, projected = basis[:0], weight.new_zeros(0, 0)  # the basis under A^T A, and that in terms of the basis
     while True:
         newest = _adjoint(layer, weight, _conv(layer, weight, basis[-1].view(shape)), shape).flatten()
@@ -134,7 +126,7 @@ class _Rescaled(nn.Module):
     def converged(self, weight: Tensor) -> Tensor:
         """The rescaled weight with the exact sigma, plain."""
         layer = self._layer[0]
-        sigma = operator_norm(layer, self.size, weight=weight, start=self.v) if self.by_operator else kernel_norm(weight)
+        sigma = operator_norm(layer, self.size, weight=weight) if self.by_operator else kernel_norm(weight)
         return (weight.detach().double() * (self.beta / sigma)).to(weight.dtype)
 
 

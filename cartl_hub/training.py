@@ -150,6 +150,8 @@ class TrainingArguments:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must be a decay in (0, 1) or None, got {self.ema}.")
+        if isinstance(self.validation_attack, NFGSM):
+            raise ValueError("validation_attack must stay in its ball, and NFGSM does not; use PGD.")
         if not self.lr > 0:
             raise ValueError(f"lr must be > 0, got {self.lr}.")
 

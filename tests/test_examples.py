@@ -13,10 +13,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture
 def photos(tmp_path):
     for label, shade in (("bright", 180), ("dark", 20)):
-        (tmp_path / "photos" / label).mkdir(parents=True)
+        (tmp_path / "my_photos" / label).mkdir(parents=True)
         for index in range(12):
-            Image.new("RGB", (32, 32), (shade + 5 * index, shade, shade)).save(tmp_path / "photos" / label / f"{index}.png")
-    return str(tmp_path / "photos")
+            Image.new("RGB", (32, 32), (shade + 5 * index, shade, shade)).save(tmp_path / "my_photos" / label / f"{index}.png")
+    return str(tmp_path / "my_photos")
 
 
 def run(name, *arguments, tmp_path):
@@ -41,6 +41,15 @@ def test_example(name, arguments, expected, photos, tmp_path):
     done = run(name, *(argument.format(photos=photos) for argument in arguments), tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
+
+
+def test_the_twelve_lines_of_the_readme(photos, tmp_path):
+    text = (EXAMPLES.parent / "README.md").read_text()
+    code = text.partition("## Twelve lines\n\n```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report" / "report.html").exists()
+    assert {"model.safetensors", "config.json", "README.md", "report.json"} <= {p.name for p in (tmp_path / "my_model").iterdir()}
 
 
 def test_every_example_is_tried():

@@ -8,7 +8,6 @@ import os
 import signal
 from pathlib import Path
 
-import torch
 from conftest import make_model, toy_data
 
 import cartl_hub.training as training
