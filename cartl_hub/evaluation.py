@@ -203,10 +203,10 @@ class _Run:
                 "%s: %s moved images out of [0, 1] or its ball; they do not count as broken.", stage.name, stage.attack
             )
         stage.rejected += int((~allowed).sum())
-        # An attack may search as it likes; the verdict is taken here
+        # An attack may search as it likes, the verdict is taken here; an image that left the ball is judged as if clean
         adversarial = torch.where(allowed.view(-1, *[1] * (images.ndim - 1)), adversarial, images)
         predicted = self._predict(adversarial, drawn.indices, f"the images of {stage.name}").cpu()
-        broken = (predicted != drawn.labels) & allowed.cpu()
+        broken = predicted != drawn.labels
         stage.standing += drawn.indices[~broken].tolist()
         if stage in self.pictured:
             self._picture(drawn, images.cpu(), adversarial.cpu(), predicted, broken, stage.name)

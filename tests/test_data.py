@@ -178,9 +178,15 @@ def test_a_stream_is_shuffled_anew_in_each_epoch(shards):
     assert all(len(set(indices)) == 35 for indices in epochs)
     assert epochs[0] != epochs[1]
     assert epochs[0] != sorted(epochs[0])
-    assert [index >> 40 for index in epochs[0]] != sorted(index >> 40 for index in epochs[0]) or shards == 1
     assert same(batches, drawn(data, batch_size=7, stop=10))
     assert not same(batches, drawn(data, batch_size=7, stop=10, seed=4))
+
+
+def test_pieces_of_a_stream_come_in_another_order_in_each_epoch():
+    first = [
+        batch.indices[0].item() >> 40 for batch in drawn(streaming(stream(shards=4), shuffle_buffer=1), batch_size=40, stop=6)
+    ]
+    assert len(set(first)) > 1
 
 
 @pytest.mark.parametrize("shards", [1, 4])
@@ -238,6 +244,8 @@ def test_processes_share_each_batch(source, shards):
     tiny = toy_data(5, size=4) if source == "memory" else streaming(stream(5))
     sizes = [[len(batch.indices) for batch in drawn(tiny, batch_size=8, stop=3, rank=rank, world=2)] for rank in (0, 1)]
     assert sizes == [[2, 2, 2]] * 2  # equal, or one process would wait for the other
+    with pytest.raises(DataError, match="at least one per process"):
+        drawn(streaming(stream(1)), batch_size=8, world=2)
 
 
 def test_a_stream_is_not_held_in_memory():

@@ -154,6 +154,8 @@ def test_worst_case_is_per_image_and_smaller_balls_belong_to_larger_ones():
     assert (three & ~two & right).any()
     assert report.worst_case["Linf 0.25"].attacks == ("two", "three")
     assert report.worst_case["Linf 51/255"].attacks == ("three",)
+    assert report.worst_case["Linf 0.25"].correct == (right & ~two & ~three).sum()
+    assert sum(row.robust_correct for row in report.per_class) == (right & ~two & ~three).sum()
     np.testing.assert_array_equal(report.standing("Linf 0.25"), right & ~two & ~three)
     np.testing.assert_array_equal(report.standing("Linf 51/255"), right & ~three)
 
