@@ -265,7 +265,11 @@ def sources(
     if markdown:
         typer.echo(models_table())
         return
-    table = Table("id", "architecture", "parameters", "data", "method", "clean", "robust", "attack", "images", "MB", "where")
+    table = Table()
+    table.add_column("id", no_wrap=True)
+    for name in ("architecture", "parameters", "data", "method", "clean", "robust", "attack", "images", "MB"):
+        table.add_column(name)
+    table.add_column("where", overflow="fold")
     for info in list_sources():
         measured = ["not measured" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc)]
         table.add_row(
