@@ -65,7 +65,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
         "A fifth of the digits is set aside for this before training.\n"
     )
     reports: dict[str, Report] = {}
-    tuners = []
+    tuners: list[RobustFineTuner] = []
     for title, source, method in RUNS:
         output = folder / title.replace(", ", ".").replace(" ", "_")
         shutil.rmtree(output, ignore_errors=True)
