@@ -171,6 +171,15 @@ def test_power_iteration_goes_on_in_train_mode_only():
         assert not torch.equal(running.v, start)
 
 
+@pytest.mark.parametrize("sigma", ["kernel", "operator"])
+def test_weight_does_not_depend_on_autocast(sigma):
+    layer = nn.Conv2d(3, 4, 3, padding=1)
+    with rescaled([layer], 0.4, sigma=sigma, sizes={layer: (6, 6)}):
+        expected = layer.eval().weight
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layer.weight, expected)
+
+
 def test_two_passes_before_one_step_back(wrn):
     images = torch.rand(4, 3, 32, 32)
     with rescaled(last_layers(wrn), 0.4):
