@@ -14,7 +14,8 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from .blocks import list_blocks
@@ -61,7 +62,8 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
             raise ValueError(f"expected finite weights, got NaN or infinite values in {name}.")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (WEIGHTS + ".partial")
-    save_file(state, temporary, {"format": "pt"})  # one entry: safetensors writes several in random order
+    # one entry, as safetensors writes several in random order; by way of bytes, as its save_file lets the owner alone read
+    temporary.write_bytes(serialise(state, {"format": "pt"}))
     os.replace(temporary, folder / WEIGHTS)
     if report is not None:
         report.save(folder)

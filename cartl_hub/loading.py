@@ -153,6 +153,7 @@ class _Reader:
     arguments: DataArguments
     known_names: Sequence[str] | None
     origin: dict[str, Any] = field(default_factory=dict)
+    location: str = ""
     notes: list[str] = field(default_factory=list)
 
     def _note(self, text: str) -> None:
@@ -177,7 +178,8 @@ class _Reader:
             )
         path = Path(data).expanduser()
         if path.exists():
-            self.origin = {"id": path.resolve().name, "path": str(data)}
+            self.location = str(path.resolve())  # not a part of what cards and reports show
+            self.origin = {"id": path.resolve().name}
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
                 return self._saved(path)
             builder, files = self._files(path)
@@ -439,7 +441,8 @@ class _Reader:
 
         test, train = part("test", 0.0, tested), part("train", held, 1.0)
         validation = part("validation", tested, held).held(_HELD)
-        identity = [train.description, train.label_names, train.part, train.split_seed, train.shuffle_buffer, image, label]
+        location = [self.location, image, label]
+        identity = [location, train.description, train.label_names, train.part, train.split_seed, train.shuffle_buffer]
         train.description["fingerprint"] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         present, number, most = len(validation.labels.unique()), len(validation), len(names)
         if present < 0.5 * most * (1 - (1 - 1 / most) ** number):  # half of what so many random images would show

@@ -50,15 +50,12 @@ def pretrain(
         output_dir=output_dir,
         resume=True,
     )
-    # the data's public id, not the folder that it was read from
-    data = {key: value for key, value in splits.train.description.items() if key != "path"}
-    data |= {"id": recipe.data.id, "licence": recipe.data.licence}
+    data = splits.train.description | {"id": recipe.data.id, "licence": recipe.data.licence}
     record = lineage(method=recipe.method, arguments=recipe.training, result=result, data=data, notes=splits.notes)
     model.lineage = record | {"tag": recipe.id.partition(".")[2], "command": command, "remarks": list(recipe.remarks)}
     model_folder = save_model(model, folder)
     shutil.copyfile(output_dir / "losses.csv", model_folder / "losses.csv")
-    measured_on = {key: value for key, value in splits.test.description.items() if key != "path"}
-    splits.test.description = measured_on | {"id": recipe.data.id}
+    splits.test.description |= {"id": recipe.data.id}
     context: dict[str, Any] = {"id": recipe.id, "command": command, "notes": list(splits.notes)}
     report = evaluate(model, splits.test, attacks=attacks, num_images=num_images, context=context)
     return save_model(model, folder, report=report, card=render_card(model, recipe.id, report=report, title=recipe.title))

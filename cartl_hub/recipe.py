@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from . import attacks, methods
@@ -67,10 +68,8 @@ class Recipe:
 
     def create_model(self, num_classes: int) -> Classifier:
         """The untrained network, drawn from the recipe's seed."""
-        import torch
-
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.training.seed)
+            torch.default_generator.manual_seed(self.training.seed)  # torch.manual_seed would seed accelerators too
             return create_model(
                 self.architecture,
                 num_classes=num_classes,

@@ -94,6 +94,10 @@ class Bomb:
         return (os.system, ("touch exploded",))
 
 
+def test_others_may_read_the_weights_as_they_may_read_the_config(folder):
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 @pytest.mark.parametrize("kind", ["torch.save", "pickle", "zip"])
 def test_pickles_are_refused_unread(kind, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -484,7 +484,7 @@ def test_a_folder_of_images(tmp_path):
     assert splits.label_names == ("cat", "dog")
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [8, 2, 2]
     assert splits.train.description["id"] == "pets"
-    assert splits.train.description["path"] == str(tmp_path / "pets")
+    assert str(tmp_path) not in str(splits.train.description)
     cat = images_of(toy_data(6, size=8, seed=0))
     for part in (splits.train, splits.validation, splits.test):
         for image, label in zip(part.images, part.labels, strict=True):

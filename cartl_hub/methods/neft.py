@@ -24,7 +24,8 @@ class NEFT(Method):
 
     Args:
         num_blocks: Blocks to train, counted from the classifier.
-        beta: Spectral norm of each trained weight, > 0; the paper's best is 0.4.
+        beta: Spectral norm of each trained weight, > 0; the paper's best is 0.4. A moving average of the weights
+            (``TrainingArguments.ema``) can have smaller norms.
         power_iterations: Power iterations per forward pass.
         sigma: "kernel": norm of the kernel reshaped to [out, in * kh * kw], as the authors'. "operator": norm of the
             convolution as a map of its input, up to sqrt(kh * kw) times larger.

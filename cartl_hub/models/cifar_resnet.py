@@ -9,6 +9,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from .defaults import cifar_config
+
 
 class Halved(nn.Module):
     """An activation of half its input: after the sum of shortcut and branch it makes the sum convex."""
@@ -65,23 +67,9 @@ class CifarResNet(ResNet):
             setattr(block, name, Halved(plain).train(block.training) if convex else plain)
 
 
-def _cfg() -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 10,
-        "input_size": (3, 32, 32),
-        "pool_size": (4, 4),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100
-        "std": (0.2673, 0.2564, 0.2762),
-        "first_conv": "conv1",
-        "classifier": "fc",
-        "license": "mit",
-    }
-
-
-default_cfgs = generate_default_cfgs({f"resnet{depth}_cifar": _cfg() for depth in (18, 34, 50)})
+default_cfgs = generate_default_cfgs(
+    {f"resnet{depth}_cifar": cifar_config(first_conv="conv1", classifier="fc", pool_size=(4, 4)) for depth in (18, 34, 50)}
+)
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> CifarResNet:

@@ -9,6 +9,8 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from .defaults import cifar_config
+
 DEPTHS = (10, 16, 22, 28, 34)
 WIDTHS = (1, 2, 4, 8, 10)
 
@@ -158,23 +160,13 @@ class WideResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _cfg() -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 10,
-        "input_size": (3, 32, 32),
-        "pool_size": (8, 8),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100
-        "std": (0.2673, 0.2564, 0.2762),
-        "first_conv": "stem",
-        "classifier": "head.fc",
-        "license": "mit",
+default_cfgs = generate_default_cfgs(
+    {
+        f"wrn{depth}_{width}": cifar_config(first_conv="stem", classifier="head.fc", pool_size=(8, 8))
+        for depth in DEPTHS
+        for width in WIDTHS
     }
-
-
-default_cfgs = generate_default_cfgs({f"wrn{depth}_{width}": _cfg() for depth in DEPTHS for width in WIDTHS})
+)
 
 
 def _register(depth: int, width: int) -> None:
