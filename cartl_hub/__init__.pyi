@@ -12,10 +12,10 @@ from .data import StreamingData as StreamingData
 from .evaluation import default_attacks as default_attacks
 from .evaluation import evaluate as evaluate
 from .finetuner import RobustFineTuner as RobustFineTuner
-from .hub import ModelError as ModelError
+from .folder import ModelError as ModelError
+from .folder import save_model as save_model
 from .hub import list_sources as list_sources
 from .hub import load_model as load_model
-from .hub import save_model as save_model
 from .images import ImagePolicy as ImagePolicy
 from .loading import DataArguments as DataArguments
 from .loading import load_splits as load_splits
@@ -28,7 +28,10 @@ from .methods import LwF as LwF
 from .methods import Method as Method
 from .models import Classifier as Classifier
 from .models import create_model as create_model
+from .pretrained import RobustClassifier as RobustClassifier
 from .pretraining import pretrain as pretrain
+from .publishing import PublishError as PublishError
+from .publishing import publish as publish
 from .recipe import Recipe as Recipe
 from .recipe import load_recipe as load_recipe
 from .report import Report as Report

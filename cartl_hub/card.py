@@ -11,25 +11,57 @@ from .models import Classifier
 from .report import Report, eps_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+CITATIONS = (
+    (
+        ("FDM", "NEFT"),
+        """@inproceedings{chen2021cartl,
+  title     = {CARTL: Cooperative Adversarially-Robust Transfer Learning},
+  author    = {Chen, Dian and Hu, Hongxin and Wang, Qian and Li, Yinli and Wang, Cong and Shen, Chao and Li, Qi},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2021}
+}""",
+    ),
+    (
+        ("LwF",),
+        """@inproceedings{shafahi2020adversarially,
+  title     = {Adversarially Robust Transfer Learning},
+  author    = {Shafahi, Ali and Saadatpanah, Parsa and Zhu, Chen and Ghiasi, Amin and Studer, Christoph and Jacobs, David
+               and Goldstein, Tom},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2020}
+}""",
+    ),
+    (
+        ("AdversarialTraining", "FDM"),
+        """@inproceedings{madry2018towards,
+  title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
+  author    = {Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and Vladu, Adrian},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018}
+}""",
+    ),
+)
 
 
-def render_card(model: Classifier, model_id: str, *, report: Report | None = None, title: str | None = None) -> str:
+def render_card(model: Classifier, *, report: Report | None = None, repo_id: str | None = None) -> str:
     """Text of a card; all that it says comes from the model's lineage and from the report.
 
     Args:
         model: With its lineage.
-        model_id: Under which the card says that it is loaded.
         report: What was measured; without one the card says so.
-        title: First sentence.
+        repo_id: Id on the Hub under which the card says that it is loaded; by default the model's name.
     """
     lineage = model.lineage
-    data, source = lineage.get("data", {}), lineage.get("source")
+    name = lineage.get("name", model.architecture)
+    data, source, method = lineage.get("data", {}), lineage.get("source"), lineage.get("method", {})
+    needs_import = hasattr(model.backbone, "model_args")  # registered with timm by this package
+    kind = "transfer" if source else "source"
     card_data = ModelCardData(
-        model_name=model_id,
-        license=lineage.get("licence", "mit"),
-        library_name="cartl_hub",
+        model_name=name,
+        license=lineage.get("licence"),
+        library_name="cartl_hub" if needs_import else "timm",
         pipeline_tag="image-classification",
-        tags=["adversarial-robustness", "timm", "cartl_hub", *(["robust-source"] if source is None else ["robust-transfer"])],
+        tags=["adversarial-robustness", "image-classification", "timm", "cartl_hub", f"cartl_hub-{kind}"],
         datasets=[data["id"]] if "/" in str(data.get("id", "")) else None,
         base_model=source["id"] if source and "/" in source.get("id", "") else None,
         metrics=["accuracy"] if report else None,
@@ -38,24 +70,28 @@ def render_card(model: Classifier, model_id: str, *, report: Report | None = Non
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
-        model_id=model_id,
-        title=title or _title(model),
+        name=name,
+        model_id=repo_id or name,
+        title=lineage.get("title") or _title(model),
         architecture=model.architecture,
         num_parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
         num_classes=model.num_classes,
         image_policy=model.image_policy,
         blocks=list_blocks(model),
         data=describe_data(data),
-        method=describe_choice(lineage.get("method", {})) or "unknown",
+        method=describe_choice(method) or "unknown",
         source=_source_line(source),
-        needs_import=hasattr(model.backbone, "model_args"),
+        needs_import=needs_import,
         report=report,
         command=(report.context.get("command") if report else None) or "cartl_hub.evaluate(model, data)",
         environment=_environment(report) if report else None,
         pictures=report is not None and report.curve is not None,
         training=_training_lines(lineage),
+        lineage=_lineage_lines(lineage),
         notes=lineage.get("notes", []),
-        licence=data.get("licence", "that of the data set"),
+        licence=lineage.get("licence", "not stated"),
+        data_licence=data.get("licence", "that of the data set"),
+        citations=[text for names, text in CITATIONS if method.get("name") in names],
         percent=percent,
     )
     return card.content.rstrip() + "\n"
@@ -124,6 +160,8 @@ def _training_lines(lineage: Mapping[str, Any]) -> list[str]:
         hashed = f", index hash {data['index_hash']}" if data.get("index_hash") else ""
         lines.append(f"Data: {describe_data(data)}{hashed}.")
     result = lineage.get("result")
+    if lineage.get("arguments") and not result:
+        lines.append("Not trained yet.")
     if result:
         lines.append(
             f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes ({result['images_per_second']:.0f} images/s, "
@@ -136,6 +174,19 @@ def _training_lines(lineage: Mapping[str, Any]) -> list[str]:
     lines += lineage.get("remarks", [])
     if lineage.get("command"):
         lines.append(f"Made by `{lineage['command']}`.")
+    return lines
+
+
+def _lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
+    """From which weights, data and software a model comes."""
+    source, data = _source_line(lineage.get("source")), lineage.get("data", {})
+    fingerprint = f", fingerprint {data['fingerprint']}" if data.get("fingerprint") else ""
+    lines = [
+        f"Weights: {f'from {source}' if source else 'trained from a random start'}.",
+        f"Data: {describe_data(data)}{fingerprint}.",
+    ]
+    if lineage.get("versions"):
+        lines.append(f"Software: {', '.join(f'{name} {version}' for name, version in lineage['versions'].items())}.")
     return lines
 
 

@@ -107,6 +107,7 @@ def finetune(
     streaming: Annotated[bool, typer.Option(help="Read the data as a stream.")] = False,
     num_images: NumImages = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.")] = None,
+    push_to: Annotated[str | None, typer.Option(help="Publish as org/name on the Hub; the token is checked first.")] = None,
 ) -> None:
     """Fine-tune a source on your images, measure clean and robust accuracy, write a model folder.
 
@@ -131,11 +132,14 @@ def finetune(
         ),
         data_arguments=DataArguments(image_column=image_column, label_column=label_column, streaming=streaming, seed=seed),
         output_dir=output,
+        push_to_hub=push_to is not None,
+        hub_model_id=push_to,
     )
     result = tuner.train()
     if result.stopped:
         typer.echo(f"Ended early: {result.stopped}.")
-    tuner.save()  # before the evaluation, which may be long
+    if push_to is None:
+        tuner.save()  # before the evaluation, which may be long
     report = tuner.evaluate(num_images=num_images, context={"command": _command()})
     folder = tuner.save()
     _show(report.summary())
@@ -252,11 +256,14 @@ def blocks(
     _show(table)
 
 
-@app.command(epilog="Example: cartl-hub sources")
+@app.command(epilog="Example: cartl-hub sources --hub --author my_org")
 def sources(
+    hub: Annotated[bool, typer.Option("--hub", help="Look on the Hub too.")] = False,
+    author: Annotated[str | None, typer.Option(help="User or organisation on the Hub.")] = None,
+    search: Annotated[str | None, typer.Option(help="Part of the name.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
 ) -> None:
-    """List the models that came with the package."""
+    """List the models that came with the package, and those on the Hub, with what was measured of them."""
     from rich.table import Table
 
     from . import list_sources
@@ -265,26 +272,68 @@ def sources(
     if markdown:
         typer.echo(models_table())
         return
-    table = Table()
-    table.add_column("id", no_wrap=True)
-    for name in ("architecture", "parameters", "data", "method", "clean", "robust", "attack", "images", "MB"):
-        table.add_column(name)
-    table.add_column("where", overflow="fold")
-    for info in list_sources():
-        measured = ["not measured" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc)]
+    table = Table("id", "network", "trained", "clean", "robust", "MB", "where")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[3:6]:
+        column.justify, column.no_wrap = "right", True
+    for info in list_sources(hub=hub or author is not None, author=author, search=search):
+        clean, robust = ("-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc))
         table.add_row(
             info.id,
-            info.architecture,
-            f"{info.num_parameters:,}",
-            info.data,
-            info.method,
-            *measured,
-            info.attack or "",
-            str(info.num_images or ""),
+            f"{info.architecture}\n{info.num_parameters:,} parameters",
+            f"{info.data}\n{info.method}",
+            f"{clean}\nn = {info.num_images}" if info.num_images else clean,
+            f"{robust}\n{info.attack}\n{info.threat_model}" if info.attack else robust,
             f"{info.size / 1e6:.1f}",
-            str(info.folder),
+            info.where + (f"\n{info.revision[:7]}" if info.revision else ""),
         )
     _show(table)
+
+
+@app.command(epilog="Example: cartl-hub publish runs/my_model/model --to my_org/wrn16_2.neft4_photos --dry-run")
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Model folder.", exists=True, file_okay=False)],
+    to: Annotated[str, typer.Option(help="Repository on the Hub, org/name; made where it doesn't exist.")],
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new repository.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch; made where it doesn't exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be sent.")] = False,
+) -> None:
+    """Put a model folder on the Hub in one commit: weights, config, report, pictures, card.
+
+    The token is the one that `hf auth login` stored, or that of HF_TOKEN.
+    """
+    import yaml
+
+    from .publishing import plan
+    from .publishing import publish as send
+
+    if dry_run:
+        upload = plan(folder, to)
+        typer.echo(f"To {upload.repo_id}, in one commit:")
+        for name, size in upload.files.items():
+            typer.echo(f"{size:>12,}  {name}")
+        if upload.left_out:
+            typer.echo(f"Left out: {', '.join(upload.left_out)}")
+        typer.echo(f"\nMetadata of the card:\n{yaml.safe_dump(upload.metadata, sort_keys=False, allow_unicode=True)}".rstrip())
+        typer.echo("\nNothing was sent.")
+        return
+    commit = send(folder, to, private=private, revision=revision, create_pr=create_pr, commit_message=message)
+    typer.echo(f"Published: {commit.pr_url or commit.commit_url}")
+
+
+@app.command(epilog="Example: cartl-hub card model_cards/wrn16_2.fdm4_cifar100")
+def card(folder: Annotated[Path, typer.Argument(help="Model folder.", exists=True, file_okay=False)]) -> None:
+    """Write the card of a model folder again, from its config and its report."""
+    from . import Report
+    from .card import render_card
+    from .files import write_file
+    from .folder import CARD, REPORT, read_model
+
+    report = Report.load(folder) if (folder / REPORT).exists() else None
+    write_file(folder / CARD, render_card(read_model(folder), report=report))
+    typer.echo(f"Written: {folder / CARD}")
 
 
 @app.command(epilog="Example: cartl-hub quickstart --output quickstart")

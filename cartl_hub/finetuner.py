@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub import CommitInfo
 from torch import nn
 
-from . import __version__
 from .attacks import Attack
 from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks
 from .card import render_card
 from .evaluation import evaluate
-from .hub import ModelError, build_model, find_model, load_model, read_config, save_model
+from .folder import ModelError, build_model, is_main_process, read_config, save_model
+from .hub import find_model, load_model
 from .lineage import lineage
 from .loading import AnyData, DataArguments, load_splits
 from .methods import NEFT, Method
 from .models import Classifier, create_model
+from .publishing import PublishError, check_publishable, publish
 from .report import Report
 from .training import Result, TrainingArguments, train
 
@@ -39,9 +41,13 @@ class RobustFineTuner:
         output_dir: Where checkpoints, logs and the model go; by default ``runs/`` and the model's name.
         name: Of the new model; by default architecture, method and data.
         revision: Commit, branch or tag of a source on the Hub.
+        push_to_hub: Publish the model whenever :meth:`save` writes it. Token, rights and card are checked here.
+        hub_model_id: "org/name" to publish as; by default the model's name, in the user's own namespace.
+        hub_token: By default the stored one.
 
     Raises:
         ModelError: If the source can't be loaded.
+        PublishError: With ``push_to_hub``, if the model could not be published.
         DataError: If the data can't be used.
         ValueError: If method, policy or arguments don't fit the model or the data.
     """
@@ -58,6 +64,9 @@ class RobustFineTuner:
         output_dir: str | Path | None = None,
         name: str | None = None,
         revision: str | None = None,
+        push_to_hub: bool = False,
+        hub_model_id: str | None = None,
+        hub_token: str | None = None,
     ):
         self.method = method or NEFT(num_blocks=4, beta=0.4)
         self.bn, self.arguments = bn or BatchNormPolicy(), arguments or TrainingArguments()
@@ -76,6 +85,11 @@ class RobustFineTuner:
             raise ValueError(f"expected a folder for output_dir, got the file {self.output_dir}.")
         self.result: Result | None = None
         self.report: Report | None = None
+        self._licence = self.model.lineage.get("licence") or self.model.backbone.pretrained_cfg.get("license")
+        self.model.lineage = self._lineage(None)
+        self.hub_model_id, self._hub_token, self._push = hub_model_id, hub_token, push_to_hub
+        if push_to_hub:
+            self.hub_model_id = check_publishable(hub_model_id or self.name, render_card(self.model), token=hub_token)
 
     @property
     def notes(self) -> list[str]:
@@ -107,15 +121,7 @@ class RobustFineTuner:
             output_dir=self.output_dir,
             resume=True,
         )
-        self.model.lineage = lineage(
-            method=self.method,
-            bn=self.bn,
-            arguments=self.arguments,
-            result=self.result,
-            data=self.splits.train.description,
-            source=self.source,
-            notes=self.notes,
-        ) | {"tag": self.name.partition(".")[2]}
+        self.model.lineage = self._lineage(self.result)
         return self.result
 
     def evaluate(self, *, attacks: Mapping[str, Attack] | None = None, num_images: int | None = None, **kwargs: Any) -> Report:
@@ -142,47 +148,70 @@ class RobustFineTuner:
     def save(self, folder: str | Path | None = None) -> Path:
         """Write a publishable model folder: weights, config, card, and the report where there is one.
 
+        With ``push_to_hub`` it is published too.
+
         Args:
             folder: By default ``model`` in ``output_dir``.
+
+        Raises:
+            PublishError: If it could not be published; it is in the folder then.
         """
-        target = Path(folder) if folder is not None else self.output_dir / "model"
-        return save_model(self.model, target, report=self.report, card=render_card(self.model, self.name, report=self.report))
+        target = self._save(folder)
+        if self._push and is_main_process():
+            publish(target, str(self.hub_model_id), token=self._hub_token)
+        return target
 
     def push_to_hub(
         self,
-        repo_id: str,
+        repo_id: str | None = None,
         *,
         private: bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
         commit_message: str | None = None,
-        token: str | None = None,
-    ) -> Any:
+        token: str | bool | None = None,
+    ) -> CommitInfo:
         """Publish the model folder in one commit; it stays in ``output_dir`` whatever happens.
 
         Args:
-            repo_id: "org/name"; made where it doesn't exist.
-            private: For a new repository.
-            revision: Branch.
+            repo_id: "org/name", made where it doesn't exist; by default the ``hub_model_id`` of the fine-tuner.
+            private: For a new repository; by default what the organisation has set.
+            revision: Branch; made where it doesn't exist.
             create_pr: Open a pull request instead.
             commit_message: "Upload" and the name by default.
             token: By default the stored one.
 
-        Returns:
-            ``huggingface_hub.CommitInfo``.
+        Raises:
+            PublishError: If it could not be published; the message holds the command that tries again.
         """
-        from huggingface_hub import HfApi
-
-        folder = self.save()
-        api = HfApi(token=token, library_name="cartl_hub", library_version=__version__)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
+        repo_id = repo_id or self.hub_model_id
+        if repo_id is None:
+            raise PublishError("expected a Hub id 'org/name' to publish as, got none; pass repo_id.")
+        return publish(
+            self._save(),
+            repo_id,
+            private=private,
             revision=revision,
             create_pr=create_pr,
             commit_message=commit_message or f"Upload {self.name}",
+            token=token or self._hub_token,
         )
+
+    def _save(self, folder: str | Path | None = None) -> Path:
+        target = Path(folder) if folder is not None else self.output_dir / "model"
+        return save_model(self.model, target, report=self.report, card=render_card(self.model, report=self.report))
+
+    def _lineage(self, result: Result | None) -> dict[str, Any]:
+        record = lineage(
+            method=self.method,
+            bn=self.bn,
+            arguments=self.arguments,
+            result=result,
+            data=self.splits.train.description,
+            source=self.source,
+            notes=self.notes,
+        )
+        return record | {"name": self.name, "tag": self.name.partition(".")[2], "licence": self._licence}
 
 
 def open_source(source: str | Path | nn.Module, revision: str | None = None) -> tuple[Classifier, dict[str, Any] | None]:

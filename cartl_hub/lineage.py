@@ -18,7 +18,7 @@ def lineage(
     *,
     method: Method,
     arguments: TrainingArguments,
-    result: Result,
+    result: Result | None,
     data: Mapping[str, Any],
     bn: BatchNormPolicy | None = None,
     source: Mapping[str, Any] | None = None,
@@ -29,14 +29,13 @@ def lineage(
     Args:
         method: What was minimised.
         arguments: How.
-        result: What the loop did.
+        result: What the loop did; None before it.
         data: Description of the training data.
         bn: Batch-norm policy, of a transfer.
         source: Id and revision of the source, of a transfer.
         notes: What was decided on the data.
     """
     attack = getattr(method, "attack", None)
-    summary = {key: value for key, value in vars(result).items() if key not in ("validations", "best")}
     return {
         "source": None if source is None else dict(source),
         "data": dict(data),
@@ -44,7 +43,7 @@ def lineage(
         "threat_model": None if attack is None else {"norm": attack.norm, "eps": attack.eps},
         **({} if bn is None else {"batch_norm": to_dict(bn)}),
         "arguments": to_dict(arguments),
-        "result": summary | {"best_validation": None if result.best is None else vars(result.best)},
+        "result": None if result is None else _summary(result),
         "notes": list(notes),
         "versions": {
             "cartl_hub": __version__,
@@ -53,3 +52,8 @@ def lineage(
             "python": platform.python_version(),
         },
     }
+
+
+def _summary(result: Result) -> dict[str, Any]:
+    kept = {key: value for key, value in vars(result).items() if key not in ("validations", "best")}
+    return kept | {"best_validation": None if result.best is None else vars(result.best)}

@@ -8,7 +8,7 @@ from typing import Any
 from .attacks import Attack
 from .card import render_card
 from .evaluation import evaluate
-from .hub import save_model
+from .folder import save_model
 from .images import ImagePolicy
 from .lineage import lineage
 from .loading import load_splits
@@ -52,13 +52,20 @@ def pretrain(
     )
     data = splits.train.description | {"id": recipe.data.id, "licence": recipe.data.licence}
     record = lineage(method=recipe.method, arguments=recipe.training, result=result, data=data, notes=splits.notes)
-    model.lineage = record | {"tag": recipe.id.partition(".")[2], "command": command, "remarks": list(recipe.remarks)}
+    model.lineage = record | {
+        "name": recipe.id,
+        "tag": recipe.id.partition(".")[2],
+        "title": recipe.title,
+        "licence": recipe.licence,
+        "command": command,
+        "remarks": list(recipe.remarks),
+    }
     model_folder = save_model(model, folder)
     shutil.copyfile(output_dir / "losses.csv", model_folder / "losses.csv")
     splits.test.description |= {"id": recipe.data.id}
     context: dict[str, Any] = {"id": recipe.id, "command": command, "notes": list(splits.notes)}
     report = evaluate(model, splits.test, attacks=attacks, num_images=num_images, context=context)
-    return save_model(model, folder, report=report, card=render_card(model, recipe.id, report=report, title=recipe.title))
+    return save_model(model, folder, report=report, card=render_card(model, report=report))
 
 
 def _input_size(recipe: Recipe) -> tuple[int, int]:

@@ -50,6 +50,7 @@ class Recipe:
         mean: Normalisation, per channel.
         std: Normalisation, per channel.
         remarks: For the card, on how it was trained.
+        licence: Of the weights.
         data: To train on.
         method: Source objective.
         training: How to train.
@@ -65,6 +66,7 @@ class Recipe:
     mean: tuple[float, ...] = (0.5071, 0.4865, 0.4409)
     std: tuple[float, ...] = (0.2673, 0.2564, 0.2762)
     remarks: tuple[str, ...] = ()
+    licence: str = "mit"
 
     def create_model(self, num_classes: int) -> Classifier:
         """The untrained network, drawn from the recipe's seed."""

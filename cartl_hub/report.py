@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .config import to_dict
+from .files import write_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -349,10 +349,10 @@ class Report:
             if picture is None:
                 (folder / name).unlink(missing_ok=True)
             else:
-                _write(folder / name, picture)
-        _write(folder / "per_image.csv", self._csv().encode())
-        _write(folder / "report.html", self._html(pictures).encode(errors="replace"))
-        _write(folder / "report.json", json.dumps(self.to_json(), indent=2, allow_nan=False).encode())
+                write_file(folder / name, picture)
+        write_file(folder / "per_image.csv", self._csv())
+        write_file(folder / "report.html", self._html(pictures).encode(errors="replace"))
+        write_file(folder / "report.json", json.dumps(self.to_json(), indent=2, allow_nan=False).encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Report":
@@ -515,16 +515,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, whenever this process dies."""
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _png(pixels: np.ndarray) -> bytes:

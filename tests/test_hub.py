@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cartl_hub import ImagePolicy, ModelError, load_model, save_model
-from cartl_hub.hub import CONFIG, WEIGHTS, bundled_models, list_sources, read_config
+from cartl_hub.folder import CONFIG, WEIGHTS, read_config
+from cartl_hub.hub import bundled_models, list_sources
 from cartl_hub.spectral import rescaled, weighted
 
 
@@ -189,9 +190,10 @@ def test_bundled_models_are_listed_and_load():
     found = bundled_models()
     assert {"wrn16_2.fdm4_cifar100", "wrn16_2.natural_cifar100"} <= found.keys()
     for info in list_sources():
-        config = read_config(info.folder)
+        folder = found[info.id]
+        config = read_config(folder)
         assert info.num_parameters == sum(p.numel() for p in load_model(info.id).backbone.parameters())
-        assert info.size == (info.folder / WEIGHTS).stat().st_size <= 12e6
+        assert info.size == (folder / WEIGHTS).stat().st_size <= 12e6
         assert config["cartl_hub"]["lineage"]["data"]["id"] == info.data
 
 

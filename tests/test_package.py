@@ -42,8 +42,9 @@ def test_cards_are_what_their_reports_say():
         if folder.parent.name != "model_cards":
             continue
         report = Report.load(folder)
-        text = render_card(load_model(folder), model_id, report=report, title=load_recipe(folder).title)
-        assert text == (folder / "README.md").read_text()
+        model, recipe = load_model(folder), load_recipe(folder)
+        assert (model.lineage["name"], model.lineage["title"]) == (recipe.id, recipe.title) == (model_id, recipe.title)
+        assert render_card(model, report=report) == (folder / "README.md").read_text()
 
 
 def test_wheel_works_in_an_empty_folder(tmp_path):

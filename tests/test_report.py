@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cartl_hub import plots
-from cartl_hub import report as report_module
+from cartl_hub import files, plots
 from cartl_hub.report import (
     Accuracy,
     AttackResult,
@@ -221,15 +220,15 @@ def test_killed_save_leaves_the_old_report(tmp_path, monkeypatch, name, moment):
         if moment == "fsync" and (tmp_path / f"{name}.partial").exists():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(report_module.os, "replace", replace_until)
-    monkeypatch.setattr(report_module.os, "fsync", sync_until)
+    monkeypatch.setattr(files.os, "replace", replace_until)
+    monkeypatch.setattr(files.os, "fsync", sync_until)
     with pytest.raises(KeyboardInterrupt):
         new.save(tmp_path)
     assert Report.load(tmp_path) == old
     if name == "report.html":
         assert (tmp_path / "report.html").read_text() == page
-    monkeypatch.setattr(report_module.os, "replace", replaced)
-    monkeypatch.setattr(report_module.os, "fsync", lambda file: None)
+    monkeypatch.setattr(files.os, "replace", replaced)
+    monkeypatch.setattr(files.os, "fsync", lambda file: None)
     new.save(tmp_path)
     assert Report.load(tmp_path) == new
     assert not list(tmp_path.glob("*.partial"))

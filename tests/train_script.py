@@ -12,7 +12,7 @@ from conftest import make_model, toy_data
 
 import cartl_hub.training as training
 from cartl_hub import FDM, NEFT, PGD, AdversarialTraining, FineTuning, LwF
-from cartl_hub.hub import save_model
+from cartl_hub.folder import save_model
 from cartl_hub.training import Schedule, TrainingArguments, train
 
 ATTACK = PGD(eps=8 / 255, step_size=4 / 255, steps=2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..images import ImagePolicy
 
 # Arguments of timm.create_model that say where weights come from, not what is built.
-_NOT_BUILT = ("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+NOT_BUILT = ("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -173,5 +173,5 @@ def create_model(name: str, **kwargs: Any) -> Classifier:
     """
     backbone = timm.create_model(name, **kwargs)
     remote = name.startswith(("hf-hub:", "local-dir:"))
-    model_args = {key: value for key, value in kwargs.items() if key not in _NOT_BUILT}
+    model_args = {key: value for key, value in kwargs.items() if key not in NOT_BUILT}
     return Classifier(backbone, architecture=None if remote else name.partition(".")[0], model_args=model_args)
