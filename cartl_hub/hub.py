@@ -1,7 +1,9 @@
 """Where models come from: a folder, those that came with the package, or the Hub."""
 
 import hashlib
+import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,21 +149,21 @@ def download(repo_id: str, revision: str | None, *, files: Sequence[str], **clie
 def _damaged(folder: Path, files: Sequence[str]) -> list[str]:
     """Files whose content is not what the cache names it after; they are removed from the cache.
 
-    The client checks sizes only. It names a blob after its git hash, or, of a large file, after its sha256.
+    The client checks sizes only. It links to a blob that is named after its git hash, or, of a large file, after its sha256.
     """
     damaged = []
     for file in map(folder.joinpath, files):
-        blob = file.resolve() if file.is_symlink() else file
-        if not blob.is_file() or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        blob = file.parent / os.readlink(file) if file.is_symlink() else file
+        if not file.is_file() or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
             continue
-        digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size) if len(blob.name) == 40 else hashlib.sha256()
-        with open(blob, "rb") as content:
+        digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size) if len(blob.name) == 40 else hashlib.sha256()
+        with open(file, "rb") as content:
             while part := content.read(1 << 20):
                 digest.update(part)
         if digest.hexdigest() != blob.name:
             damaged.append(file.name)
-            file.unlink()
-            blob.unlink()
+            for path in (file.resolve(), blob, file):  # what came by xet is a link to a link
+                path.unlink(missing_ok=True)
     return damaged
 
 
@@ -203,7 +205,7 @@ def explained(what: str, revision: str | None = None) -> Iterator[None]:
         raise ModelError(f"{what} can't be had from the Hub: {error}") from error
     except HfHubHTTPError as error:
         raise ModelError(f"{what} can't be had from the Hub: {http_reason(error)}.") from error
-    except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:
+    except (HTTPError, EntryNotFoundError, OSError, RuntimeError, json.JSONDecodeError) as error:
         raise ModelError(f"{what} can't be had from the Hub: {type(error).__name__}: {error}; try again.") from error
 
 
@@ -231,9 +233,11 @@ def retried(call: Callable[[], T]) -> T:
 def _passing(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         return getattr(error.response, "status_code", 0) in (408, 429, 500, 502, 503, 504)
-    if isinstance(error, (OfflineModeIsEnabled, EntryNotFoundError)):  # the client has tried for long, or was told not to
+    if isinstance(error, (LocalEntryNotFoundError, RevisionResolutionError)):  # what the Hub failed to tell is not cached either
+        return isinstance(error.__cause__, Exception) and _passing(error.__cause__)
+    if isinstance(error, OfflineModeIsEnabled):
         return False
-    return isinstance(error, (HTTPError, ConnectionError)) or "Consistency check failed" in str(error)
+    return isinstance(error, (HTTPError, ConnectionError, json.JSONDecodeError)) or "Consistency check failed" in str(error)
 
 
 # Find

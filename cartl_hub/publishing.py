@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from . import __version__
@@ -182,7 +183,9 @@ def _check_repo_id(repo_id: str) -> None:
 def _check_card(text: str) -> None:
     """What the Hub's own validation would refuse, as far as it can be known without it."""
     try:
-        data = ModelCard(text).data
+        ModelCard(text)  # reads the results in the metadata too
+        head = REGEX_YAML_BLOCK.search(text)
+        data = (yaml.safe_load(head.group(2)) if head else None) or {}
     except (ValueError, yaml.YAMLError) as error:
         raise PublishError(f"expected metadata in YAML at the head of {CARD}: {error}") from error
     for key, kinds in (("license", (str,)), ("tags", (list,)), ("datasets", (list, str)), ("base_model", (list, str))):
