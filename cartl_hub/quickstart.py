@@ -1,11 +1,13 @@
 """The main job on data that a dependency carries: three transfers to handwritten digits, compared under attack."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import datasets
 import numpy as np
@@ -19,7 +21,9 @@ from .data import Augmentation
 from .finetuner import RobustFineTuner
 from .loading import DataArguments
 from .methods import NEFT, FineTuning, Method
+from .publishing import publish
 from .report import Report
+from .testing import LocalHub
 from .training import TrainingArguments
 
 EPS = 8 / 255
@@ -48,7 +52,7 @@ def digits() -> datasets.Dataset:
 
 
 def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
-    """Run the three transfers, print the comparison, save the first model and load it back in a new process.
+    """Run the three transfers, print the comparison, publish the first model and load it back in a new process.
 
     Args:
         folder: Of models and reports; what an earlier quickstart left there is replaced.
@@ -94,17 +98,22 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
         tuner.save()
         tuners.append(tuner)
     console.print(_comparison(reports))
-    model_folder = tuners[0].output_dir / "model"
-    again = _accuracy_in_new_process(model_folder)
+    model_folder, repo_id = tuners[0].output_dir / "model", f"org/{tuners[0].name}"
+    with LocalHub() as hub, TemporaryDirectory() as cache:
+        with hub.client(token=hub.write_token, cache=Path(cache, "publisher")):
+            commit = publish(model_folder, repo_id)
+        again = _accuracy_in_new_process(repo_id, hub.environment(Path(cache, "user")))
     here = reports[RUNS[0][0]].clean
     if again != here.correct:
         raise RuntimeError(f"expected {here.correct} correct from the model loaded back, got {again}.")
     console.print(
-        f"\nLoaded back from its folder in a new process: {again} of {here.num_images} test digits correct, as before saving.\n"
-        f"\nmodel folder   {model_folder}   (weights, config, card; ready to publish)"
+        f"\nPublished as {repo_id}, commit {commit.oid[:7]}, to a Hub that ran on this machine for this, and loaded from "
+        f"it in a new process: {again} of {here.num_images} test digits correct, as before.\n"
+        f"\nmodel folder   {model_folder}   (weights, config, report, card)"
         f"\nreport         {model_folder / 'report.html'}   (open it in a browser)"
         f"\n\nNext: [bold]cartl-hub finetune {ROBUST} YOUR_FOLDER[/bold] does it with your images, one folder per class;"
-        f"\n      [bold]cartl-hub predict {model_folder} PICTURE[/bold] uses the model."
+        f"\n      [bold]cartl-hub predict {model_folder} PICTURE[/bold] uses the model;"
+        f"\n      [bold]cartl-hub publish {model_folder} --to ORG/NAME[/bold] puts it on the Hugging Face Hub."
         f"\n({time.monotonic() - begun:.0f} seconds)"
     )
     return reports
@@ -139,9 +148,10 @@ with torch.inference_mode():
 """
 
 
-def _accuracy_in_new_process(folder: Path) -> int:
-    """Correct test digits of the model that lies in ``folder``."""
-    done = subprocess.run([sys.executable, "-c", _LOAD_BACK, str(folder)], capture_output=True, text=True, check=False)
+def _accuracy_in_new_process(repo_id: str, environment: dict[str, str]) -> int:
+    """Correct test digits of a model on the Hub that ``environment`` names."""
+    command = [sys.executable, "-c", _LOAD_BACK, repo_id]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
     if done.returncode:
-        raise RuntimeError(f"the model saved in {folder} can't be loaded back:\n{done.stderr}")
+        raise RuntimeError(f"{repo_id} can't be loaded back:\n{done.stderr}")
     return int(done.stdout.split()[-1])

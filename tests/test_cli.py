@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from cartl_hub import save_model
 from cartl_hub.cli import app
+from cartl_hub.testing import LocalHub
 
-COMMANDS = ("finetune", "evaluate", "predict", "pretrain", "blocks", "sources", "quickstart")
+COMMANDS = ("finetune", "evaluate", "predict", "pretrain", "blocks", "sources", "publish", "card", "quickstart")
 
 
 def run(*arguments):
@@ -66,6 +67,28 @@ def test_main_job(photos, source, tmp_path):
     measured = run("evaluate", model, photos, "--num-images", 2, "--output", tmp_path / "report")
     assert measured.exit_code == 0, measured.output
     assert (tmp_path / "report" / "report.json").exists()
+
+
+def test_publish_and_find(source, photos, tmp_path):
+    planned = run("publish", source, "--to", "org/toy", "--dry-run")
+    assert re.search(r"[\d,]+  model\.safetensors", planned.output), planned.output
+    assert "Nothing was sent." in planned.output
+    with LocalHub() as hub, hub.client(token=hub.write_token, backoff=False):
+        sent = run("publish", source, "--to", "org/toy", "--message", "First", "--private")
+        assert sent.output == f"Published: {hub.endpoint}/org/toy/commit/{hub.commits('org/toy')[0].oid}\n"
+        assert (hub.commits("org/toy")[0].title, hub.repo("org/toy").private) == ("First", True)
+        assert "org/toy" in run("sources", "--author", "org").output
+        options = ["--num-blocks", 1, "--epochs", 1, "--batch-size", 4, "--precision", "fp32", "--num-images", 2]
+        tuned = run("finetune", "org/toy", photos, *options, "--output", tmp_path / "run", "--push-to", "org/tuned")
+        assert tuned.exit_code == 0, tuned.output
+        assert hub.files("org/tuned")["model.safetensors"] == (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+        assert "base_model: org/toy" in hub.files("org/tuned")["README.md"].decode()
+
+
+def test_a_card_is_written_again(source):
+    (source / "README.md").write_text("old")
+    assert run("card", source).exit_code == 0
+    assert "wrn10_1" in (source / "README.md").read_text()
 
 
 def test_blocks_are_printed_by_name():
