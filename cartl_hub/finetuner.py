@@ -1,6 +1,7 @@
 """The few-line facade over the parts."""
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class RobustFineTuner:
         if not self._same_task:
             self.model.reset_head(self.splits.label_names, seed=self.arguments.seed)
         self.method.adapt(self.model)
-        data_id = str(self.splits.train.description.get("id", "data")).rsplit("/", 1)[-1]
+        data_id = re.sub(r"[^\w.-]+", "_", str(self.splits.train.description.get("id", "data")).rsplit("/", 1)[-1])
         self.name = name or f"{self.model.architecture}.{_tag(self.method)}_{data_id}"
         self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.name
         if self.output_dir.exists() and not self.output_dir.is_dir():

@@ -67,6 +67,7 @@ class DataArguments:
     """How to read a data set.
 
     Args:
+        name: Of the data, for names of models, reports and cards; found by itself for a folder or a data set of the Hub.
         image_column: Found by itself where there is one image column.
         label_column: Found by itself where there is one label column.
         config: Configuration of a data set on the Hub.
@@ -82,6 +83,7 @@ class DataArguments:
         ValueError: On values out of range.
     """
 
+    name: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     config: str | None = None
@@ -117,7 +119,10 @@ def load_splits(
         DataError: On columns, labels or pictures that can't be used; the message names the row and the remedy.
     """
     reader = _Reader(policy, arguments or DataArguments(), label_names)
-    return reader.read(reader.open(data))
+    splits = reader.open(data)
+    if reader.arguments.name is not None:
+        reader.origin["id"] = reader.arguments.name
+    return reader.read(splits)
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -466,7 +471,7 @@ def _origin(split: Any) -> dict[str, Any]:
         if match := _CACHED.search(Path(file["filename"]).as_posix()):
             return {"id": match["id"].replace("___", "/"), "revision": match["revision"]}
     info = getattr(split, "info", None)
-    return {"id": getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or "in memory"}
+    return {"id": getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or "data in memory"}
 
 
 def _features(split: Any) -> Mapping[str, Any]:

@@ -86,7 +86,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
                 validate_every=4,
                 validation_attack=PGD(eps=EPS, step_size=2 / 255, steps=10),
             ),
-            data_arguments=DataArguments(),
+            data_arguments=DataArguments(name="sklearn_digits"),
             output_dir=output,
             name=f"wrn16_2.{title.split()[0]}_{type(method).__name__.lower()}4_digits",
         )

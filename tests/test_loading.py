@@ -594,7 +594,7 @@ def test_the_cache_tells_where_a_data_set_came_from():
         cache_files = ({"filename": "/home/me/cache/me___pets/default/0.0.0/" + "0123456789" * 4 + "/pets-train.arrow"},)
 
     assert loading._origin(Cached()) == {"id": "me/pets", "revision": "0123456789" * 4}
-    assert loading._origin(table())["id"] == "in memory"
+    assert loading._origin(table())["id"] == "data in memory"
 
 
 # Streams
@@ -715,3 +715,8 @@ def test_real_images():
     assert splits.label_names == tuple("0123456789")
     streamed = read(SHARED / "svhn_mini", ImagePolicy(), streaming=True)
     assert torch.equal(torch.cat([batch.images for batch in streamed.test.batches(100)]), splits.test.images)
+
+
+def test_data_can_be_named(tmp_path):
+    for source in (folder(tmp_path / "pets"), table(12)):
+        assert read(source, name="my pets").train.description["id"] == "my pets"
