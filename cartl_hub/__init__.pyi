@@ -5,6 +5,8 @@ from .attacks import RFGSM as RFGSM
 from .attacks import Attack as Attack
 from .batchnorm import BatchNormPolicy as BatchNormPolicy
 from .blocks import list_blocks as list_blocks
+from .checkpoints import CheckpointError as CheckpointError
+from .checkpoints import import_checkpoint as import_checkpoint
 from .data import Augmentation as Augmentation
 from .data import DataError as DataError
 from .data import ImageData as ImageData

@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .blocks import list_blocks
 from .models import Classifier
-from .report import Report, eps_text
+from .report import Report
+from .results import eps_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 CITATIONS = (
@@ -86,6 +87,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         command=(report.context.get("command") if report else None) or "cartl_hub.evaluate(model, data)",
         environment=_environment(report) if report else None,
         pictures=report is not None and report.curve is not None,
+        imported="imported" in lineage,
         training=_training_lines(lineage),
         lineage=_lineage_lines(lineage),
         notes=lineage.get("notes", []),
@@ -131,6 +133,8 @@ def describe_data(data: Mapping[str, Any]) -> str:
 
 
 def _title(model: Classifier) -> str:
+    if model.lineage.get("imported"):
+        return f"A {model.architecture} imported from `{model.lineage['imported']['file']}`."
     data = model.lineage.get("data", {}).get("id", "unknown data")
     source = model.lineage.get("source")
     start = f"A {model.architecture} " + (f"fine-tuned from `{source['id']}`" if source else "trained")
@@ -181,6 +185,17 @@ def _lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
     """From which weights, data and software a model comes."""
     source, data = _source_line(lineage.get("source")), lineage.get("data", {})
     fingerprint = f", fingerprint {data['fingerprint']}" if data.get("fingerprint") else ""
+    if imported := lineage.get("imported"):
+        place = imported.get("url") or imported.get("repo_id")
+        revision = f", revision {imported['revision'][:12]}" if imported.get("revision") else ""
+        lines = [
+            f"Weights: imported from `{imported['file']}`{f' of {place}' if place else ''}{revision}.",
+            f"Its sha256 is {imported['sha256']}, its format that of {imported['format']}; {imported['num_dropped']} of its "
+            "entries are no weights of the network.",
+        ]
+        if threat := lineage.get("threat_model"):
+            lines.append(f"Trained for {threat['norm']} {eps_text(threat['norm'], threat['eps'])}, as the importer declared.")
+        return lines
     lines = [
         f"Weights: {f'from {source}' if source else 'trained from a random start'}.",
         f"Data: {describe_data(data)}{fingerprint}.",

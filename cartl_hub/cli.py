@@ -40,6 +40,23 @@ class AttackName(StrEnum):
     nfgsm = "nfgsm"
 
 
+class CheckpointFormat(StrEnum):
+    """Projects whose checkpoints can be read."""
+
+    auto = "auto"
+    robustness = "robustness"
+    cartl = "cartl"
+    robustbench = "robustbench"
+    timm = "timm"
+
+
+class NormName(StrEnum):
+    """Norms of threat models."""
+
+    linf = "Linf"
+    l2 = "L2"
+
+
 class Statistics(StrEnum):
     """Whose statistics batch norm in the frozen blocks uses."""
 
@@ -321,6 +338,80 @@ def publish(
         return
     commit = send(folder, to, private=private, revision=revision, create_pr=create_pr, commit_message=message)
     typer.echo(f"Published: {commit.pr_url or commit.commit_url}")
+
+
+@app.command(
+    name="import",
+    epilog="Example: cartl-hub import cifar_linf_8.pt --to models/resnet50.robustness_cifar10 --norm Linf --eps 8/255",
+)
+def import_(
+    checkpoint: Annotated[str, typer.Argument(help="File, or org/name/FILE on the Hub.")],
+    to: Annotated[Path, typer.Option(help="Model folder; its name becomes the model's.")],
+    format: Annotated[CheckpointFormat, typer.Option(help="What made it.")] = CheckpointFormat.auto,
+    architecture: Annotated[str | None, typer.Option(help="timm's name; found from the shapes where they show it.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Checked.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Of the normalisation, e.g. 0.49,0.48,0.45; 0 where there is none.")] = None,
+    std: Annotated[str | None, typer.Option(help="As --mean; 1 where there is none.")] = None,
+    input_size: Annotated[int | None, typer.Option(min=1, help="Side of the input in pixels; by default the usual.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the classes, separated by commas, or a file of lines.")] = None,
+    entry: Annotated[str | None, typer.Option(help="Which entry of the file, where several hold weights.")] = None,
+    activated_shortcut: Annotated[
+        bool | None,
+        typer.Option("--activated-shortcut/--plain-shortcut", help="What the shortcut convolutions of a PreActResNet read."),
+    ] = None,
+    convex_blocks: Annotated[int | None, typer.Option(min=0, help="Last blocks with convex residual sums (CARTL).")] = None,
+    norm: Annotated[NormName | None, typer.Option(help="Of the threat model it was trained for.")] = None,
+    eps: Annotated[float | None, typer.Option(parser=_fraction, metavar="RADIUS", help="Of the threat model.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights, e.g. mit.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where they came from.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, branch or tag on the Hub.")] = None,
+) -> None:
+    """Make a model folder of a robust checkpoint of another project; no code in it is run.
+
+    Every entry of the file is mapped, or listed with the reason why it is not.
+    """
+    from . import import_checkpoint, save_model
+    from .card import render_card
+    from .hub import find_checkpoint
+
+    path, origin = find_checkpoint(checkpoint, revision)
+    given = {"activated_shortcut": activated_shortcut, "convex_blocks": convex_blocks}
+    imported = import_checkpoint(
+        path,
+        format=format.value,
+        architecture=architecture,
+        model_args={key: value for key, value in given.items() if value is not None},
+        num_classes=num_classes,
+        mean=_numbers(mean),
+        std=_numbers(std),
+        input_size=input_size,
+        label_names=_lines(labels),
+        entry=entry,
+        norm=None if norm is None else norm.value,
+        eps=eps,
+        licence=licence,
+        url=url,
+    )
+    model = imported.model
+    model.lineage["imported"] |= origin
+    model.lineage |= {"name": to.resolve().name, "tag": to.resolve().name.partition(".")[2]}
+    save_model(model, to, card=render_card(model))
+    typer.echo(f"{imported}\n\nModel folder: {to}\nMeasure it: cartl-hub evaluate {to} DATA")
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers separated by commas, got {text!r}.") from None
+
+
+def _lines(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    return Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
 
 
 @app.command(epilog="Example: cartl-hub card model_cards/wrn16_2.fdm4_cifar100")

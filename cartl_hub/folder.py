@@ -90,7 +90,7 @@ def model_config(model: Classifier, weights_sha256: str | None = None) -> dict[s
             "mean": model.mean.flatten().tolist(),
             "std": model.std.flatten().tolist(),
             "interpolation": policy.interpolation,
-            "crop_pct": 1.0,
+            "crop_pct": policy.crop_pct,
             "crop_mode": policy.crop_mode,
             "num_classes": model.num_classes,
             **shown,
@@ -171,7 +171,7 @@ def build_model(config: Mapping[str, Any]) -> Classifier:
         key: cfg[key]
         for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "pool_size")
         if key in cfg
-    }
+    } | {"license": cfg.get("license")}  # the architecture's own says nothing of these weights
     policy = config.get("cartl_hub", {}).get("image_policy")
     _check_sizes([args, overlay.get("input_size"), policy, config["num_classes"]])
     model = create_model(config["architecture"], num_classes=int(config["num_classes"]), pretrained_cfg_overlay=overlay, **args)

@@ -1,5 +1,6 @@
 """Where models come from: a folder, those that came with the package, or the Hub."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -129,7 +130,9 @@ def download(repo_id: str, revision: str | None, *, files: Sequence[str], **clie
     def fetch(commit: str | None) -> Path:
         return Path(
             retried(
-                lambda: snapshot_download(repo_id, revision=commit, allow_patterns=list(files), library_name=LIBRARY, **client)
+                lambda: snapshot_download(
+                    repo_id, revision=commit, allow_patterns=[glob.escape(file) for file in files], library_name=LIBRARY, **client
+                )
             )
         )
 
@@ -144,6 +147,30 @@ def download(repo_id: str, revision: str | None, *, files: Sequence[str], **clie
             "states, twice; try again later or by another network."
         )
     return folder
+
+
+def find_checkpoint(name: str | Path, revision: str | None = None, **client: Any) -> tuple[Path, dict[str, Any]]:
+    """A file of weights on the disk, or in a repository on the Hub, and where it came from.
+
+    Args:
+        name: A file, or "org/name/path/of/the/file" on the Hub.
+        revision: Commit, branch or tag on the Hub.
+        client: Further arguments of ``huggingface_hub.snapshot_download``.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path, {}
+    parts = str(name).split("/")
+    if path.is_absolute() or len(parts) < 3 or any(part in ("", ".", "..") for part in parts):
+        raise ModelError(f"expected a file, or one on the Hub as org/name/FILE, got {str(name)!r}, which does not exist.")
+    repo_id, file = "/".join(parts[:2]), "/".join(parts[2:])
+    folder = download(repo_id, revision, files=(file,), **client)
+    if not (folder / file).is_file():
+        raise ModelError(f"expected the file {file!r} in the Hub repository {repo_id!r}, which has none of this name.")
+    return folder / file, {"repo_id": repo_id, "revision": folder.name}
 
 
 def _damaged(folder: Path, files: Sequence[str]) -> list[str]:

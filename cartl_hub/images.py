@@ -16,8 +16,7 @@ from torch import Tensor
 class ImagePolicy:
     """How a picture of any size and mode becomes a model input; it is saved with the model.
 
-    The geometry is timm's evaluation transform with ``crop_pct=1``, so that plain timm sees the same pixels. Transparency is
-    dropped, as there.
+    The geometry is timm's evaluation transform, so that plain timm sees the same pixels. Transparency is dropped, as there.
 
     Args:
         size: Height and width of the input, in pixels.
@@ -25,6 +24,8 @@ class ImagePolicy:
         interpolation: Of the resize.
         crop_mode: "center": the picture is resized until it just covers ``size``, and its middle is cut out; "squash": each side
             is resized by itself.
+        crop_pct: Share of the resized picture, per side, that "center" keeps; 0.875 is 224 pixels of 256, as for many ImageNet
+            models. With 1 a picture of the right size is taken as it is.
 
     Raises:
         ValueError: On values that aren't listed here.
@@ -34,11 +35,14 @@ class ImagePolicy:
     mode: Literal["RGB", "L"] = "RGB"
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     crop_mode: Literal["center", "squash"] = "center"
+    crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"size must be a height and a width in pixels, got {self.size}.")
         object.__setattr__(self, "size", tuple(self.size))  # a list comes from JSON
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be a share in (0, 1], got {self.crop_pct}.")
         for name, allowed in (
             ("mode", ("RGB", "L")),
             ("interpolation", ("nearest", "bilinear", "bicubic", "lanczos")),
@@ -62,8 +66,8 @@ class ImagePolicy:
             ValueError: If it can't be read as a picture.
         """
         image = self._convert(to_pil(picture))
-        if image.size != (self.size[1], self.size[0]):
-            return _evaluation_transform(self.size, self.interpolation, self.crop_mode)(image).contiguous()
+        if image.size != (self.size[1], self.size[0]) or self.crop_pct < 1:
+            return _evaluation_transform(self.size, self.interpolation, self.crop_mode, self.crop_pct)(image).contiguous()
         pixels = torch.from_numpy(np.array(image))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
@@ -76,10 +80,10 @@ class ImagePolicy:
 
 
 @lru_cache(maxsize=16)
-def _evaluation_transform(size: tuple[int, int], interpolation: str, crop_mode: str) -> Any:
+def _evaluation_transform(size: tuple[int, int], interpolation: str, crop_mode: str, crop_pct: float) -> Any:
     from timm.data import create_transform
 
-    return create_transform(size, interpolation=interpolation, crop_pct=1.0, crop_mode=crop_mode, normalize=False)
+    return create_transform(size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False)
 
 
 def to_pil(picture: Any) -> Image.Image:

@@ -22,7 +22,7 @@ from .finetuner import RobustFineTuner
 from .loading import DataArguments
 from .methods import NEFT, FineTuning, Method
 from .publishing import publish
-from .report import Report
+from .report import Report, paired_bootstrap
 from .testing import LocalHub
 from .training import TrainingArguments
 
@@ -80,7 +80,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
             method=method,
             bn=POLICY,
             arguments=TrainingArguments(
-                epochs=8,
+                epochs=12,
                 lr=0.02,
                 augmentation=Augmentation(padding=2, flip=False),
                 validate_every=4,
@@ -98,6 +98,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
         tuner.save()
         tuners.append(tuner)
     console.print(_comparison(reports))
+    console.print(f"\n{_gain(reports)}")
     model_folder, repo_id = tuners[0].output_dir / "model", f"org/{tuners[0].name}"
     with LocalHub() as hub, TemporaryDirectory() as cache:
         with hub.client(token=hub.write_token, cache=Path(cache, "publisher")):
@@ -130,6 +131,18 @@ def _comparison(reports: dict[str, Report]) -> Table:
     for title, report in reports.items():
         table.add_row(title, *(_with_interval(measured) for measured in (report.clean, report.attacks["PGD-20"])))
     return table
+
+
+def _gain(reports: dict[str, Report]) -> str:
+    """What the bound of NEFT does here, and where it does more."""
+    neft, vanilla = (reports[title].verdicts.correct["PGD-20"] for title, _, _ in RUNS[:2])
+    middle, low, high = (100 * share for share in paired_bootstrap(neft, vanilla))
+    verdict = "ahead of" if low > 0 else "behind" if high < 0 else "level with"
+    return (
+        "Both transfers keep what the robust source learned; the natural source has nothing to keep. On these easy images "
+        f"NEFT is {verdict} vanilla freezing under attack: {middle:+.1f} points, 95 % paired interval {low:+.1f} to {high:+.1f}. "
+        "Where fine-tuning forgets more, it gains more: see the table for CIFAR-10 in the README."
+    )
 
 
 def _with_interval(measured) -> str:

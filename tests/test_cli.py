@@ -3,15 +3,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import make_model
 from PIL import Image
 from typer.testing import CliRunner
 
-from cartl_hub import save_model
+from cartl_hub import ModelError, load_model, save_model
 from cartl_hub.cli import app
 from cartl_hub.testing import LocalHub
 
-COMMANDS = ("finetune", "evaluate", "predict", "pretrain", "blocks", "sources", "publish", "card", "quickstart")
+COMMANDS = ("finetune", "evaluate", "predict", "pretrain", "blocks", "sources", "publish", "import", "card", "quickstart")
 
 
 def run(*arguments):
@@ -83,6 +84,32 @@ def test_publish_and_find(source, photos, tmp_path):
         assert tuned.exit_code == 0, tuned.output
         assert hub.files("org/tuned")["model.safetensors"] == (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
         assert "base_model: org/toy" in hub.files("org/tuned")["README.md"].decode()
+
+
+def test_import_from_a_file_and_from_the_hub(tmp_path):
+    model = make_model("wrn10_1", num_classes=2)
+    state = {f"module.model.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
+    torch.save({"model": state, "epoch": 7}, tmp_path / "last.ckpt")
+    options = ["--format", "timm", "--architecture", "wrn10_1", "--mean", "0.5,0.4,0.3", "--std", 1, "--labels", "cat,dog"]
+    declared = ["--norm", "Linf", "--eps", "4/255", "--licence", "mit"]
+    done = run("import", tmp_path / "last.ckpt", "--to", tmp_path / "wrn.robust", *options, *declared)
+    assert done.exit_code == 0, done.output
+    assert "dropped, beside the weights: epoch" in done.output
+    loaded = load_model(tmp_path / "wrn.robust")
+    assert loaded.label_names == ("cat", "dog")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded.backbone(images), model.backbone.eval()(images))
+    card = (tmp_path / "wrn.robust" / "README.md").read_text()
+    assert "Trained for Linf 4/255, as the importer declared." in card
+    with LocalHub() as hub, hub.client(backoff=False):
+        hub.add_repo("others/robust", {"runs/last.ckpt": (tmp_path / "last.ckpt").read_bytes()})
+        there = run("import", "others/robust/runs/last.ckpt", "--to", tmp_path / "from_hub", *options)
+        assert there.exit_code == 0, there.output
+        imported = load_model(tmp_path / "from_hub").lineage["imported"]
+        assert (imported["repo_id"], imported["revision"]) == ("others/robust", hub.commits("others/robust")[0].oid)
+        for name in ("others/robust/none.ckpt", "others/robust/../last.ckpt", "last.ckpt"):
+            assert isinstance(run("import", name, "--to", tmp_path / "no").exception, ModelError)
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_card_is_written_again(source):

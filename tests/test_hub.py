@@ -197,6 +197,16 @@ def test_bundled_models_are_listed_and_load():
         assert config["cartl_hub"]["lineage"]["data"]["id"] == info.data
 
 
-def test_policy_of_images_is_saved(wrn, tmp_path):
-    wrn.image_policy = ImagePolicy(size=(24, 40), mode="RGB", interpolation="bicubic", crop_mode="squash")
-    assert load_model(save_model(wrn, tmp_path / "model")).image_policy == wrn.image_policy
+@pytest.mark.parametrize("crop", [{"crop_mode": "squash"}, {"crop_pct": 0.875}])
+def test_policy_of_images_is_saved(wrn, tmp_path, crop):
+    wrn.image_policy = ImagePolicy(size=(24, 40), mode="RGB", interpolation="bicubic", **crop)
+    folder = save_model(wrn, tmp_path / "model")
+    assert load_model(folder).image_policy == wrn.image_policy
+    assert read_config(folder)["pretrained_cfg"]["crop_pct"] == wrn.image_policy.crop_pct
+
+
+@pytest.mark.parametrize("licence", [None, "apache-2.0"])
+def test_licence_of_the_weights_survives(tmp_path, licence):
+    model = make_model("wrn10_1", pretrained_cfg_overlay={"license": licence})
+    again = load_model(save_model(load_model(save_model(model, tmp_path / "a")), tmp_path / "b"))
+    assert again.backbone.pretrained_cfg.get("license") == licence

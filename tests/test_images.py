@@ -28,13 +28,13 @@ def encoded(image: Image.Image, kind: str = "PNG", **kwargs) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize(("crop_mode", "crop_pct"), [("center", 1.0), ("squash", 1.0), ("center", 0.875)])
 @pytest.mark.parametrize("size", [(32, 32), (24, 40), (40, 24)])
-def test_pixels_are_those_of_timms_evaluation_transform(size, crop_mode):
+def test_pixels_are_those_of_timms_evaluation_transform(size, crop_mode, crop_pct):
     for interpolation in ("nearest", "bilinear", "bicubic", "lanczos"):
-        policy = ImagePolicy(size=size, interpolation=interpolation, crop_mode=crop_mode)
+        policy = ImagePolicy(size=size, interpolation=interpolation, crop_mode=crop_mode, crop_pct=crop_pct)
         transform = create_transform(
-            (3, *size), is_training=False, interpolation=interpolation, crop_pct=1.0, crop_mode=crop_mode, mean=MEAN, std=STD
+            (3, *size), is_training=False, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=MEAN, std=STD
         )
         for width, height in ((32, 32), (40, 24), (24, 40), (64, 48), (33, 100), (131, 57), (20, 20), (9, 31), (200, 200)):
             image = photo(width, height)
@@ -196,7 +196,7 @@ def test_what_is_not_a_picture(picture, message):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("mode", "RGBA"), ("interpolation", "box"), ("crop_mode", "border"), ("size", (0, 32)), ("size", (32,))]
+    ("field", "value"), [("mode", "RGBA"), ("interpolation", "box"), ("crop_mode", "border"), ("crop_pct", 0.0), ("crop_pct", 1.1), ("size", (0, 32)), ("size", (32,))]
 )
 def test_policy_checks_its_fields(field, value):
     with pytest.raises(ValueError, match=rf"{field} must be"):

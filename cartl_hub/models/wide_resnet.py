@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .defaults import cifar_config
 
-DEPTHS = (10, 16, 22, 28, 34)
-WIDTHS = (1, 2, 4, 8, 10)
+DEPTHS = (10, 16, 22, 28, 34, 40)
+WIDTHS = (1, 2, 4, 8, 10, 15, 20)
 
 
 class WideBlock(nn.Module):
