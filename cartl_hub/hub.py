@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 LIBRARY = "cartl_hub"
 ATTEMPTS = 3  # of what the client itself does not try again: downloads that end in a 5xx or a reset, and small requests
+_GARBLED = (json.JSONDecodeError, KeyError, TypeError, AttributeError)  # what the client makes of a damaged reply
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 
 
@@ -232,7 +233,7 @@ def explained(what: str, revision: str | None = None) -> Iterator[None]:
         raise ModelError(f"{what} can't be had from the Hub: {error}") from error
     except HfHubHTTPError as error:
         raise ModelError(f"{what} can't be had from the Hub: {http_reason(error)}.") from error
-    except (HTTPError, EntryNotFoundError, OSError, RuntimeError, json.JSONDecodeError) as error:
+    except (HTTPError, EntryNotFoundError, OSError, RuntimeError, *_GARBLED) as error:
         raise ModelError(f"{what} can't be had from the Hub: {type(error).__name__}: {error}; try again.") from error
 
 
@@ -264,7 +265,7 @@ def _passing(error: Exception) -> bool:
         return isinstance(error.__cause__, Exception) and _passing(error.__cause__)
     if isinstance(error, OfflineModeIsEnabled):
         return False
-    return isinstance(error, (HTTPError, ConnectionError, json.JSONDecodeError)) or "Consistency check failed" in str(error)
+    return isinstance(error, (HTTPError, ConnectionError, *_GARBLED)) or "Consistency check failed" in str(error)
 
 
 # Find

@@ -196,7 +196,16 @@ def test_what_is_not_a_picture(picture, message):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("mode", "RGBA"), ("interpolation", "box"), ("crop_mode", "border"), ("crop_pct", 0.0), ("crop_pct", 1.1), ("size", (0, 32)), ("size", (32,))]
+    ("field", "value"),
+    [
+        ("mode", "RGBA"),
+        ("interpolation", "box"),
+        ("crop_mode", "border"),
+        ("crop_pct", 0.0),
+        ("crop_pct", 1.1),
+        ("size", (0, 32)),
+        ("size", (32,)),
+    ],
 )
 def test_policy_checks_its_fields(field, value):
     with pytest.raises(ValueError, match=rf"{field} must be"):

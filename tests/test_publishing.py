@@ -349,7 +349,8 @@ def test_loading_with_a_fault_at_each_request(writer, folder, fault, tmp_path):
         cache = tmp_path / f"cache{at}"
         failures.append(failure_of(lambda cache=cache: load_model(ID, cache_dir=cache)))
         assert torch.equal(logits(load_model(ID, cache_dir=cache)), expected)  # what is in the cache is whole
-    assert not any(failures)
+    if fault.kind != "flip":  # a reply of the API bears no hash
+        assert not any(failures)
 
 
 def test_damage_that_stays_is_an_error(writer, folder, tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import RLock
+from threading import Lock
 from types import TracebackType
 
 from .access import User
@@ -51,7 +51,7 @@ class LocalHub:
         self.expected_uploads: set[str] = set()
         self._errors: list[Exception] = []
         self._faults = Faults()
-        self._lock = RLock()  # so that a commit is seen whole or not at all
+        self._lock = Lock()  # so that a commit is seen whole or not at all
         self._server: Server | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="local-hub-")) if xet else None
         if self._folder:
@@ -217,9 +217,7 @@ class LocalHub:
         return self._folder / f"{repository.type}s" / repository.id
 
 
-def _commit(
-    repository: Repository, revision: str, files: Mapping[str, bytes | str | None], title: str, checked: bool
-) -> Commit:
+def _commit(repository: Repository, revision: str, files: Mapping[str, bytes | str | None], title: str, checked: bool) -> Commit:
     ref = repository.writable_ref(revision)
     held = dict(repository.resolve(ref).files)
     for path, content in files.items():

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .hub import LocalHub
 
 _FILTERS = ("filter", "author", "search", "pipeline_tag", "gated")
-_LISTED = "_id id modelId private gated downloads likes trendingScore createdAt tags library_name pipeline_tag".split()
-_LISTED_IN_FULL = "author sha lastModified disabled siblings".split()
+_LISTED = ["_id", "id", "private", "gated", "downloads", "likes", "createdAt", "tags", "library_name", "pipeline_tag"]
+_LISTED_IN_FULL = ["author", "sha", "lastModified", "disabled", "siblings"]
 
 
 # What a repository is

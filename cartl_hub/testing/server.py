@@ -13,7 +13,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from .errors import HubError
 from .faults import Fault, Faults
@@ -127,10 +127,10 @@ class Server(ThreadingHTTPServer):
 
     def stop(self) -> None:
         self.shutdown()
-        self.stopping.set()
         for connection in list(self.connections):  # keep-alive ones would go on being served
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+        self.stopping.set()
         self.server_close()
         self._thread.join()
 
@@ -156,8 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # else 40 ms pass between the head and the body
 
     def _handle(self) -> None:
-        url = urlsplit(self.path)
-        request = Request(self.command, url.path, parse_qs(url.query), self.headers, self._read_body())
+        path, _, query = self.path.partition("?")
+        request = Request(self.command, path, parse_qs(query), self.headers, self._read_body())
         fault = self.server.faults.strike(request.method, request.path)
         reply = self._answer(request, fault)
         dropped = fault is not None and fault.kind == "drop"
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             Seen(
                 request.method,
                 request.path,
-                url.query,
+                query,
                 None if dropped else reply.status,
                 "Authorization" in self.headers,
                 fault.kind if fault else None,
