@@ -561,9 +561,9 @@ def test_plain_clients_read_what_is_published(writer, folder):
     publish(folder, ID)
     files = writer.files(ID)
     assert load(files[WEIGHTS]).keys() == load_model(folder).backbone.state_dict().keys()
-    card = ModelCard.load(ID)
-    card.validate()
-    assert card.data.eval_results
+    assert ModelCard.load(ID).data.eval_results
+    assert [seen.status for seen in writer.requests if seen.path == "/api/validate-yaml"]  # the client has it validated
+    assert not [seen for seen in writer.requests if seen.path == "/api/validate-yaml" and seen.status != 200]
 
 
 def test_the_default_transfer_is_xet(monkeypatch, folder, tmp_path):
