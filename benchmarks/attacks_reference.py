@@ -1,10 +1,14 @@
-"""Our attacks beside those of the Adversarial Robustness Toolbox: same model, images, steps and step sizes.
+"""Our attacks beside those of other libraries: same model, images, steps, step sizes and queries.
 
     python benchmarks/attacks_reference.py --model model_cards/wrn16_2.fdm4_cifar100 --data ../shared/data/cifar100 \
         --num-images 1000 --output benchmarks/results/attacks_reference.json
 
-An image counts as robust if it is classified rightly as it is and after the attack, whoever made the attack. Needs the ``test``
-extra.
+FGSM and PGD stand beside the Adversarial Robustness Toolbox (in the ``test`` extra), Auto-PGD and Square beside torchattacks,
+which carries the code of their authors: ``pip install --no-deps torchattacks==3.5.1``, as it pins an old version of requests. Its
+targeted Auto-PGD has no row in L2, where it takes the step size of the first image of a batch for all of them.
+
+An image counts as robust if it is classified rightly as it is and after the attack, whoever made the attack. Rows are saved as
+they come; a second call goes on where the first one stopped.
 """
 
 import argparse
@@ -19,23 +23,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchattacks
 from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from cartl_hub import load_model
-from cartl_hub.attacks import FGSM, PGD, Attack
+from cartl_hub.attacks import APGD, APGDT, FGSM, PGD, Attack, Square
 from cartl_hub.config import to_dict
 from cartl_hub.loading import load_splits
 from cartl_hub.randomness import image_keys
 
+EPS, L2_EPS = 8 / 255, 0.5
 ATTACKS = {
-    "FGSM": FGSM(eps=8 / 255),
-    "PGD-20": PGD(eps=8 / 255, step_size=2 / 255, steps=20),
-    "PGD-20 L2": PGD(eps=0.5, step_size=0.0625, steps=20, norm="L2"),
+    "FGSM": FGSM(eps=EPS),
+    "PGD-20": PGD(eps=EPS, step_size=2 / 255, steps=20),
+    "PGD-20 L2": PGD(eps=L2_EPS, step_size=0.0625, steps=20, norm="L2"),
+    "APGD-CE": APGD(eps=EPS, steps=50),
+    "APGD-CE L2": APGD(eps=L2_EPS, steps=50, norm="L2"),
+    "APGD-DLR": APGD(eps=EPS, steps=50, loss="dlr"),
+    "APGD-DLR L2": APGD(eps=L2_EPS, steps=50, loss="dlr", norm="L2"),
+    "APGD-T": APGDT(eps=EPS, steps=20),
+    "Square": Square(eps=EPS, queries=1000),
+    "Square L2": Square(eps=L2_EPS, queries=1000, norm="L2"),
 }
 BATCH_SIZE = 125
 ROUNDING = 1e-5  # of norms and pixels, in fp32
+LIBRARIES = ("adversarial-robustness-toolbox", "torchattacks")
 
 
 def main() -> None:
@@ -58,28 +72,6 @@ def main() -> None:
 
     clean = classified(model, images, labels)
     print(f"{len(indices)} images, clean accuracy {share(clean):.1%}")
-    results = {}
-    for name, attack in ATTACKS.items():
-        begun = time.perf_counter()
-        adversarial = run_ours(model, attack, images, labels, image_keys(arguments.seed, 0, indices))
-        between = time.perf_counter()
-        reference = run_theirs(model, attack, images, labels, arguments.seed)
-        ended = time.perf_counter()
-        ours, theirs = (clean & robust(model, attack, images, labels, found) for found in (adversarial, reference))
-        results[name] = {
-            "attack": to_dict(attack),
-            "robust_acc": share(ours),
-            "reference_robust_acc": share(theirs),
-            "difference_points": round(100 * (share(ours) - share(theirs)), 6),
-            "broken_by_ours_only": int((theirs & ~ours).sum()),
-            "broken_by_reference_only": int((ours & ~theirs).sum()),
-            "seconds": round(between - begun, 1),
-            "reference_seconds": round(ended - between, 1),
-            "robust": digits(ours),
-            "reference_robust": digits(theirs),
-        }
-        print(f"{name}: robust accuracy {share(ours):.1%}, reference {share(theirs):.1%}")
-
     report = {
         "model": arguments.model,
         "data": arguments.data,
@@ -89,14 +81,52 @@ def main() -> None:
         "batch_size": BATCH_SIZE,
         "clean_acc": share(clean),
         "clean": digits(clean),
-        "attacks": results,
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("cartl-hub", "torch", "timm", "numpy", "adversarial-robustness-toolbox")},
+        | {name: version(name) for name in ("cartl-hub", "torch", "timm", "numpy", *LIBRARIES)},
         "hardware": hardware(arguments.device),
         "command": shlex.join(["python", *sys.argv]),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    results = saved_rows(arguments.output, report)
+    for name, attack in ATTACKS.items():
+        if results.get(name, {}).get("attack") != to_dict(attack):
+            results[name] = compare(model, attack, images, labels, indices, clean, arguments.seed)
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            arguments.output.write_text(json.dumps(report | {"attacks": results}, indent=1) + "\n")
+        row = results[name]
+        print(f"{name}: robust accuracy {row['robust_acc']:.1%}, reference {row['reference_robust_acc']:.1%}", flush=True)
+
+
+def saved_rows(path: Path, report: dict) -> dict[str, dict]:
+    """Rows of an earlier call on the same model, images and versions."""
+    if not path.exists():
+        return {}
+    saved = json.loads(path.read_text())
+    rows = saved.pop("attacks")
+    return rows if all(saved[key] == report[key] for key in report if key not in ("hardware", "command")) else {}
+
+
+def compare(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, indices: Tensor, clean: Tensor, seed: int) -> dict:
+    """The row of one attack."""
+    begun = time.perf_counter()
+    adversarial = run_ours(model, attack, images, labels, image_keys(seed, 0, indices))
+    between = time.perf_counter()
+    run_theirs = run_toolbox if isinstance(attack, (FGSM, PGD)) else run_torchattacks
+    reference = run_theirs(model, attack, images, labels, seed)
+    ended = time.perf_counter()
+    ours, theirs = (clean & robust(model, attack, images, labels, found) for found in (adversarial, reference))
+    return {
+        "attack": to_dict(attack),
+        "robust_acc": share(ours),
+        "reference": LIBRARIES[0] if run_theirs is run_toolbox else LIBRARIES[1],
+        "reference_robust_acc": share(theirs),
+        "difference_points": round(100 * (share(ours) - share(theirs)), 6),
+        "broken_by_ours_only": int((theirs & ~ours).sum()),
+        "broken_by_reference_only": int((ours & ~theirs).sum()),
+        "seconds": round(between - begun, 1),
+        "reference_seconds": round(ended - between, 1),
+        "robust": digits(ours),
+        "reference_robust": digits(theirs),
+    }
 
 
 def run_ours(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
@@ -106,7 +136,7 @@ def run_ours(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, k
     return torch.cat([attack(model, *(part.to(device) for part in batch), until_broken=True).cpu() for batch in batches])
 
 
-def run_theirs(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+def run_toolbox(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, seed: int) -> Tensor:
     """[N, C, H, W] in [0, 1] -> [N, C, H, W]."""
     np.random.seed(seed)  # noqa: NPY002 (the library draws from it)
     classifier = PyTorchClassifier(
@@ -126,6 +156,20 @@ def run_theirs(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor,
     else:
         search = FastGradientMethod(classifier, **shared)
     return torch.from_numpy(search.generate(images.numpy(), labels.numpy()))
+
+
+def run_torchattacks(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """[N, C, H, W] in [0, 1] -> [N, C, H, W]."""
+    device = next(model.parameters()).device
+    shared = {"norm": attack.norm, "eps": attack.eps, "seed": seed}
+    if isinstance(attack, Square):
+        search = torchattacks.Square(model, n_queries=attack.queries - 1, p_init=attack.p_init, **shared)  # beside the first one
+    elif isinstance(attack, APGDT):
+        search = torchattacks.APGDT(model, steps=attack.steps, n_classes=attack.num_targets + 1, **shared)
+    else:
+        search = torchattacks.APGD(model, steps=attack.steps, loss=attack.loss, **shared)
+    batches = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
+    return torch.cat([search(*(part.to(device) for part in batch)).detach().cpu() for batch in batches])
 
 
 def robust(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, adversarial: Tensor) -> Tensor:

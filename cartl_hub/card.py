@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .blocks import list_blocks
 from .models import Classifier
-from .report import Report, eps_text
+from .report import Report
+from .results import eps_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 CITATIONS = (
@@ -63,7 +64,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         pipeline_tag="image-classification",
         tags=["adversarial-robustness", "image-classification", "timm", "cartl_hub", f"cartl_hub-{kind}"],
         datasets=[data["id"]] if "/" in str(data.get("id", "")) else None,
-        base_model=source["id"] if source and "/" in source.get("id", "") else None,
+        base_model=(source.get("hub_id") or source["id"]) if source and "/" in source.get("id", "") else None,
         metrics=["accuracy"] if report else None,
         eval_results=_eval_results(report) if report else None,
     )
@@ -83,6 +84,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         source=_source_line(source),
         needs_import=needs_import,
         report=report,
+        robust=report is not None and report.robust.interval[0] > 1 / model.num_classes,  # better than guessing, under attack
         command=(report.context.get("command") if report else None) or "cartl_hub.evaluate(model, data)",
         environment=_environment(report) if report else None,
         pictures=report is not None and report.curve is not None,
@@ -207,7 +209,10 @@ def _lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
 def _eval_results(report: Report) -> list[EvalResult]:
     """For the model-index of the Hub; the attack is part of the metric's name, as the Hub groups by data set."""
     measured = [("accuracy", report.clean.accuracy)]
-    measured += [(f"robust accuracy, {name} ({result.threat})", result.accuracy) for name, result in report.attacks.items()]
+    measured += [
+        (f"robust accuracy, {name} ({result.threat}{'' if result.alone else ', cumulative'})", result.accuracy)
+        for name, result in report.attacks.items()
+    ]
     return [
         EvalResult(
             task_type="image-classification",

@@ -57,6 +57,14 @@ class NormName(StrEnum):
     l2 = "L2"
 
 
+class Strength(StrEnum):
+    """Sets of attacks."""
+
+    quick = "quick"
+    standard = "standard"
+    full = "full"
+
+
 class Statistics(StrEnum):
     """Whose statistics batch norm in the frozen blocks uses."""
 
@@ -84,16 +92,24 @@ Eps = Annotated[float, typer.Option(parser=_fraction, metavar="RADIUS", help="Li
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; found by itself.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; found by itself.")]
 NumImages = Annotated[int | None, typer.Option(min=1, help="Test images of the report; by default all.")]
-Seed = Annotated[int, typer.Option(help="Seed.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
 
 
-@app.callback()
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from . import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog="Example: cartl-hub finetune wrn16_2.fdm4_cifar100 my_photos --num-blocks 4 --epochs 10")
@@ -164,6 +180,11 @@ def finetune(
     typer.echo(f"Use it: cartl-hub predict {folder} PICTURE")
 
 
+def _check_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"expected a folder for the output, got the file {path}.")
+
+
 def _attack(name: AttackName, eps: float) -> "Attack":
     from . import FGSM, NFGSM, PGD, RFGSM
 
@@ -188,38 +209,119 @@ def _method(
     return FineTuning(num_blocks=num_blocks)
 
 
-@app.command(epilog="Example: cartl-hub evaluate runs/my_model/model my_photos --num-images 1000")
+@app.command(epilog="Example: cartl-hub evaluate runs/my_model/model my_photos --num-images 1000 --fail-under 0.4")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder, id of a bundled model, or Hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Model folder, bundled id, Hub id, name of a timm model, or module:function that makes a module."),
+    ],
     data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id; its test split is used.")],
     eps: Eps = "8/255",  # type: ignore[assignment]
+    strength: Annotated[Strength, typer.Option(help="Which attacks.")] = Strength.standard,
+    checks: Annotated[
+        bool, typer.Option("--checks/--no-checks", help="Whether to check that the figures can be trusted.")
+    ] = True,
+    budget: Annotated[float | None, typer.Option(help="Minutes it may take; the report says what was left out.")] = None,
+    fail_under: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Exit code 1 if robust accuracy is below this share, or a check fails.")
+    ] = None,
     num_images: NumImages = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="module:function: height and width of its input.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 128,
     seed: Seed = 0,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder in which finished batches are kept, to go on after a kill.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
 ) -> None:
-    """Measure clean and robust accuracy of a saved model; write report.json, report.html and pictures."""
-    from . import DataArguments, default_attacks, load_model, load_splits
+    """Measure clean and robust accuracy of a model; write report.json, report.html and pictures.
+
+    Where the data have no test split, the images are measured that were set aside when the model was trained on them; if it was
+    not, all images. Exit code 1 says that a check failed, or that robust accuracy is below --fail-under.
+    """
+    from . import Budget, DataArguments, default_attacks, load_test_split
     from . import evaluate as measure
 
-    loaded = load_model(model)
-    arguments = DataArguments(image_column=image_column, label_column=label_column, seed=seed)
-    splits = load_splits(data, loaded.image_policy, arguments, label_names=loaded.label_names)
-    context = {"id": model, "command": _command(), "notes": list(splits.notes)}
+    _check_folder(output)
+    measured, policy, label_names, lineage, context = _any_model(model, image_size)
+    test, notes = load_test_split(
+        data,
+        policy,
+        DataArguments(image_column=image_column, label_column=label_column),
+        label_names=label_names,
+        trained_on=lineage.get("data", {}),
+    )
     report = measure(
-        loaded,
-        splits.test,
-        attacks=default_attacks(eps=eps),
+        measured,
+        test,
+        attacks=default_attacks(eps=eps, strength=strength.value),
+        checks=checks,
+        budget=None if budget is None else Budget(minutes=budget),
         num_images=num_images,
         batch_size=batch_size,
         seed=seed,
-        context=context,
+        resume=resume,
+        context={"id": model, "command": _command(), "notes": list(notes)} | context,
     )
     report.save(output)
     _show(report.summary())
     typer.echo(f"\nReport to read: {output / 'report.html'}")
+    failed = [check.name for check in report.checks if check.status == "fail"]
+    if failed:
+        typer.echo(f"Failed checks: {', '.join(failed)}.", err=True)
+    low = fail_under is not None and report.robust.accuracy < fail_under
+    if low:
+        typer.echo(f"Robust accuracy {report.robust.accuracy:.4f} is below {fail_under}.", err=True)
+    if failed or low:
+        raise typer.Exit(1)
+
+
+def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]:
+    """A model in eval mode, its image policy, label names and lineage, and what a report says of it."""
+    from . import Classifier, ImagePolicy
+    from .finetuner import open_source
+    from .folder import weights_sha256
+
+    module_name, separator, function = name.partition(":")
+    if not separator or Path(name).exists():
+        model, source = open_source(name)
+        told = {"weights_sha256": weights_sha256(model)}
+        if source is not None and "revision" in source:
+            told["revision"] = source["revision"]
+        return model.eval(), model.image_policy, model.label_names, model.lineage, told
+    import importlib
+
+    from torch import nn
+
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        model = getattr(importlib.import_module(module_name), function)()
+    except (ImportError, AttributeError) as error:
+        raise typer.BadParameter(f"expected module:function, where function() makes a torch module: {error}.") from error
+    if not isinstance(model, nn.Module):
+        raise typer.BadParameter(f"expected a torch module from {name}, got {type(model).__name__}.")
+    if isinstance(model, Classifier):
+        return model.eval(), model.image_policy, model.label_names, model.lineage, {}
+    if image_size is None:
+        raise typer.BadParameter(f"expected the size of the input of {name}, got none; pass --image-size.")
+    return model.eval(), ImagePolicy(size=(image_size, image_size)), None, {}, {}
+
+
+@app.command(epilog="Example: cartl-hub compare report_a report_b --output comparison")
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders with reports; the first is what the others are compared with.")],
+    output: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("comparison"),
+) -> None:
+    """Put reports side by side in one page, with paired intervals where they measured the same images."""
+    from . import Report
+    from .comparison import save_comparison
+
+    _check_folder(output)
+    if len(folders) < 2:
+        raise typer.BadParameter("expected two or more folders with reports.")
+    comparison = save_comparison([Report.load(folder) for folder in folders], output)
+    _show(comparison.summary())
+    typer.echo(f"\nComparison to read: {output / 'comparison.html'}")
 
 
 @app.command(epilog="Example: cartl-hub predict wrn16_2.fdm4_cifar100 cat.jpg dog.png")
@@ -295,7 +397,7 @@ def sources(
         column.justify, column.no_wrap = "right", True
     for info in list_sources(hub=hub or author is not None, author=author, search=search):
         clean, robust = ("-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc))
-        table.add_row(
+        cells = (
             info.id,
             f"{info.architecture}\n{info.num_parameters:,} parameters",
             f"{info.data}\n{info.method}",
@@ -304,6 +406,7 @@ def sources(
             f"{info.size / 1e6:.1f}",
             info.where + (f"\n{info.revision[:7]}" if info.revision else ""),
         )
+        table.add_row(*map(_plain, cells))
     _show(table)
 
 
@@ -437,6 +540,13 @@ def quickstart(
     run(output)
 
 
+def _plain(text: str) -> Any:
+    """Somebody else's words, without markup and control characters."""
+    from rich.text import Text
+
+    return Text("".join(letter for letter in text if letter.isprintable() or letter == "\n"))
+
+
 def _show(renderable: Any) -> None:
     from rich.console import Console
 
@@ -456,7 +566,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()
-    except (ValueError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. A training goes on from its last checkpoint when the same command is run again.", err=True)
+        raise SystemExit(130) from None
+    except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.split(".")[0] not in ("cartl_hub", "builtins"):
             raise
         typer.echo(f"Error: {error}", err=True)

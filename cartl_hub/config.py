@@ -13,9 +13,10 @@ _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([1-9]\d*)\s*")
 
 
 def to_dict(value: Any) -> Any:
-    """JSON of a choice: a dataclass becomes its fields with its class under "name"."""
+    """JSON of a choice: a dataclass becomes its fields with its class under "name", but for fields that its repr leaves out."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"name": type(value).__name__} | {field.name: to_dict(getattr(value, field.name)) for field in fields(value)}
+        shown = {field.name: to_dict(getattr(value, field.name)) for field in fields(value) if field.repr}
+        return {"name": type(value).__name__} | shown
     if isinstance(value, Mapping):
         return {str(key): to_dict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,5 +1,6 @@
 """Images and labels that training and evaluation draw from."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .images import ImagePolicy
 from .randomness import CROP, FLIP, image_keys, permutation, uniform
+from .ranges import check_whole
 
 
 class DataError(ValueError):
@@ -31,12 +33,15 @@ class Augmentation:
     """Random crop from a padded image and horizontal flip, for a whole batch at once on its device.
 
     Args:
-        padding: Black pixels added on each side before the crop.
+        padding: Black pixels added on each side before the crop, >= 0.
         flip: Whether half of the images are mirrored. Wrong for digits and text.
     """
 
     padding: int = 4
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole("padding", self.padding, (">=", 0))
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         """[B, C, H, W], [B] -> [B, C, H, W], of the same dtype."""
@@ -80,6 +85,9 @@ class ImageData:
         policy: How pictures became these images.
         description: Id, revision, split and whatever else a report should say of the data; JSON.
         workers: Processes that decode, where ``images`` is a function.
+
+    Raises:
+        DataError: If images or labels have another type, shape, number or range.
     """
 
     labels: Tensor
@@ -88,6 +96,25 @@ class ImageData:
     policy: ImagePolicy = field(default_factory=ImagePolicy)
     description: dict[str, Any] = field(default_factory=dict)
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        labels, number = self.labels, len(self.label_names)
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise DataError(f"expected int64 labels [N], got {labels.dtype} {list(labels.shape)}; convert with labels.long().")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < number:
+            raise DataError(
+                f"expected labels from 0 to {number - 1}, as there are {number} label names, got labels from "
+                f"{int(labels.min())} to {int(labels.max())}; number the classes from 0 and name each."
+            )
+        if not isinstance(self.images, Tensor):
+            return
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise DataError(
+                f"expected uint8 images [N, C, H, W], got {self.images.dtype} {list(self.images.shape)}; for floats in [0, 1] "
+                "pass (255 * images).round().to(torch.uint8)."
+            )
+        if len(self.images) != len(labels):
+            raise DataError(f"expected a label for each of the {len(self.images)} images, got {len(labels)} labels.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,8 +134,16 @@ class ImageData:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         source: Any = self.images
         images = source[chosen.to(source.device)] if isinstance(source, Tensor) else _Chosen(source, chosen)
-        described = self.description | {"num_images": len(chosen)} | description
+        kept = {key: value for key, value in self.description.items() if key != "fingerprint"}
+        described = kept | {"num_images": len(chosen)} | description
         return ImageData(self.labels[chosen], self.label_names, images, self.policy, described, self.workers)
+
+    def fingerprint(self) -> str:
+        """Hash of the labels and, where they are in memory, of the pixels."""
+        digest = hashlib.sha256(self.labels.contiguous().numpy().data)
+        if isinstance(self.images, Tensor):
+            digest.update(self.images.cpu().contiguous().numpy().data)  # not tobytes: a copy would be as large as the data
+        return digest.hexdigest()[:16]
 
     def get(self, indices: Tensor) -> Tensor:
         """Images at ``indices``, uint8."""

@@ -1,47 +1,73 @@
 """Clean and robust accuracy of a model."""
 
-import logging
-import math
+import hashlib
 import platform
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
-from itertools import chain, pairwise
-from typing import Any
+from itertools import chain, pairwise, takewhile
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attacks import FGSM, PGD, Attack
+from .attacks import APGD, APGDT, FGSM, PGD, RFGSM, Attack, Square, Transfer
+from .attacks.attack import Norm
+from .cascade import DEAR, Budget, Cascade, Stage, entering, lies_in, planned, planned_passes
+from .checks import chosen_checks, make_check, make_trial, second_verdict
 from .config import to_dict
-from .data import Data, Drawn
-from .randomness import image_keys
-from .report import Accuracy, AttackResult, ClassAccuracy, Curve, Report, Sample, Verdicts, WorstCase, eps_text, plain_json
-
-logger = logging.getLogger(__name__)
+from .data import Data
+from .journal import open_journal, refuse_other
+from .pool import read_pool
+from .processes import place
+from .report import Report
+from .results import Accuracy, AttackResult, Check, ClassAccuracy, Curve, Sample, Verdicts, WorstCase, eps_text, plain_json
+from .verdict import check_model, first_look, has_gradient, measuring
 
 CURVE_EPS = tuple(k / 255 for k in (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64))
 NUM_SAMPLES = 8
 
+Strength = Literal["quick", "standard", "full"]
 
-def default_attacks(eps: float = 8 / 255, l2_eps: float = 0.5) -> dict[str, Attack]:
-    """FGSM and PGD with 20 and 100 steps in Linf, and PGD with 20 steps in L2.
+
+def default_attacks(
+    eps: float = 8 / 255, l2_eps: float = 0.5, *, norm: Norm = "Linf", strength: Strength = "standard"
+) -> dict[str, Attack]:
+    """Attacks in one norm, and beside Linf, PGD with 20 steps in L2.
 
     Args:
-        eps: Radius in Linf, in pixel units of [0, 1]; a step of PGD is a quarter of it.
+        eps: Radius in Linf, in pixel units of [0, 1].
         l2_eps: Radius in L2; 20 steps of PGD can go 2.5 times as far.
+        norm: Whose attacks.
+        strength: "quick": FGSM and PGD with 20 steps. "standard": also PGD with 100 steps, and APGD-T with 40 steps for each of
+            3 targets. "full": also APGD-CE, with APGD-T of 100 steps for each of 9 targets, and Square of 5,000 queries: the
+            attacks of AutoAttack's standard version (Croce and Hein, 2020) but for FAB.
+
+    Raises:
+        ValueError: On an unknown norm or strength.
     """
-    return {
-        "FGSM": FGSM(eps=eps),
-        "PGD-20": PGD(eps=eps, step_size=eps / 4, steps=20),
-        "PGD-100": PGD(eps=eps, step_size=eps / 4, steps=100),
-        "PGD-20 L2": PGD(eps=l2_eps, step_size=2.5 * l2_eps / 20, steps=20, norm="L2"),
-    }
+    if norm not in get_args(Norm) or strength not in get_args(Strength):
+        raise ValueError(
+            f"expected a norm of {get_args(Norm)} and a strength of {get_args(Strength)}, got {norm!r} and {strength!r}."
+        )
+    ball: dict[str, Any] = {"eps": eps if norm == "Linf" else l2_eps, "norm": norm}
+    pgd = partial(PGD, **ball, step_size=eps / 4 if norm == "Linf" else l2_eps / 8)
+    attacks: dict[str, Attack] = {"FGSM": FGSM(**ball), "PGD-20": pgd(steps=20)}
+    if strength != "quick":
+        attacks["PGD-100"] = pgd(steps=100)
+    if strength == "standard":
+        attacks["APGD-T"] = APGDT(**ball, steps=40, num_targets=3)
+    if strength == "full":
+        attacks |= {"APGD-CE": APGD(**ball), "APGD-T": APGDT(**ball), "Square": Square(**ball)}
+    if norm == "L2":
+        return {f"{name} L2": attack for name, attack in attacks.items()}
+    return attacks | {"PGD-20 L2": PGD(eps=l2_eps, step_size=l2_eps / 8, steps=20, norm="L2")}
 
 
 def evaluate(
@@ -52,6 +78,12 @@ def evaluate(
     num_images: int | None = None,
     curve: Sequence[float] | None = CURVE_EPS,
     curve_images: int = 1000,
+    checks: bool | Iterable[str] = True,
+    check_images: int = 256,
+    transfer_source: nn.Module | None = None,
+    budget: Budget | None = None,
+    resume: str | Path | None = None,
+    keep: bool = False,
     batch_size: int = 128,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -61,15 +93,30 @@ def evaluate(
     """Measure accuracy on clean images and under attacks, in fp32.
 
     An image counts as robust to an attack if it is classified correctly before and after; one that is wrong before is not
-    attacked. What an attack returns is verified: an image that left [0, 1] or the ball breaks nothing.
+    attacked. FGSM, PGD and attacks of other kinds run on every image that is classified correctly, so that each figure is the
+    attack's own; APGD, APGD-T, Square and Transfer run after them, only on images that no attack in their ball has broken. What
+    an attack returns is verified, and what broke once more at the end of the attack, in another batch: an image that left
+    [0, 1] or the ball, or whose second verdict differs, is not broken.
+
+    Under ``torchrun`` or ``accelerate launch``, every process calls this with the same arguments, takes its share of the
+    batches, and returns the same report.
 
     Args:
         model: Any module in eval mode from images in [0, 1] to logits [B, K], with K classes as in ``data``.
-        data: Read once, from front to back.
-        attacks: By name, which the report shows; by default :func:`default_attacks`.
+        data: Read once, from front to back; what isn't in memory is kept in a temporary file.
+        attacks: By name, which the report shows; by default :func:`default_attacks`. The cheapest runs first.
         num_images: Only the first ones.
         curve: Linf radii, from 0 upwards, at which PGD-20 measures accuracy against radius; None for none.
         curve_images: First images that the curve is measured on.
+        checks: Whether :func:`cartl_hub.run_checks` is part of it, or which of its checks.
+        check_images: First images that checks are made on.
+        transfer_source: Another model, for the check that its adversarial images break no more than the attacks.
+        budget: What it may take. Clean accuracy and the cheapest attack of the first threat model are measured whatever it is;
+            what follows is done in this order, until it is spent: the other attacks on every image, checks, curve, and the
+            attacks on survivors, APGD-CE before APGD-T before Square. The report says what was left out.
+        resume: Folder in which finished batches are kept. Where it holds those of the same evaluation that was interrupted, or
+            whose budget was spent, it goes on behind them. Several machines must share it.
+        keep: Leave that folder's content when all is done.
         batch_size: Images that are attacked at once.
         seed: Of the random starts; an image's start doesn't depend on the batch it is in.
         device: Where to run; by default where the model is, and it is back there afterwards.
@@ -77,238 +124,220 @@ def evaluate(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If the model is in train mode or not in fp32, if images are outside [0, 1] or labels outside the classes, if
-            logits have another shape or aren't finite, or if there are no images.
+        ValueError: If the model is in train mode or not in fp32, if its logits have another shape, aren't finite, depend on the
+            other images of a batch, or have no gradient for an attack that needs one; if images are outside [0, 1] or labels
+            outside the classes, if there are no images; or if ``resume`` holds another evaluation.
     """
     attacks = default_attacks() if attacks is None else dict(attacks)
-    _check_model(model)
-    _check_arguments(attacks, num_images, curve, curve_images, batch_size)
+    check_names = chosen_checks(checks)
+    check_model(model)
+    _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep)
     stated, description = plain_json(context or {}, "context"), plain_json(data.description, "description of the data")
-    home = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
-    device = home if device is None else torch.device(device)
-    run = _Run(model, data, attacks, num_images, curve, curve_images, batch_size, seed, device, progress)
-    begun = time.perf_counter()
-    with _at(device, home, model), _frozen(model), _without_tf32(), torch.autocast(device.type, enabled=False):
-        run.measure()
-    return run.report(stated, description, _environment(device, time.perf_counter() - begun))
-
-
-@dataclass(eq=False)
-class _Stage:
-    """An attack, the images that wait for it, and the stages that those go on to which stand it.
-
-    Args:
-        standing: Indices of the images that stood it.
-        rejected: Images that the attack moved out of [0, 1] or the ball.
-    """
-
-    name: str
-    attack: Attack
-    later: list["_Stage"] = field(default_factory=list)
-    waiting: Drawn | None = None
-    standing: list[int] = field(default_factory=list)
-    rejected: int = 0
-
-    @property
-    def verdicts(self) -> int:
-        """Verdicts on an image from here on."""
-        return 1 + sum(stage.verdicts for stage in self.later)
+    num_classes = len(data.label_names)
+    identity = {
+        "format": 1,
+        "cartl_hub": version("cartl_hub"),
+        "weights": weights_digest(model),
+        "label_names": list(map(str, data.label_names)),
+        "attacks": {name: _config(name, attack) | _source(attack) for name, attack in attacks.items()},
+        "curve": None if curve is None else list(curve),
+        "curve_images": curve_images,
+        "check_images": check_images,
+        "transfer_source": None if transfer_source is None else weights_digest(transfer_source),
+        "seed": seed,
+    }
+    if resume is not None:
+        refuse_other(resume, identity)  # before the data are read, which may take long
+    with ExitStack() as stack:
+        device, counter = stack.enter_context(measuring(model, device))
+        if transfer_source is not None:
+            stack.enter_context(measuring(transfer_source, device))
+        bar = stack.enter_context(_bar(progress))
+        look = partial(first_look, model, num_classes, device)
+        pool = stack.enter_context(read_pool(data, num_images, batch_size, look))
+        _refuse_without_gradient(model, pool.get(torch.arange(1), device), attacks, curve)
+        journal = stack.enter_context(open_journal(resume, identity | {"images": pool.digest}))
+        cascade = Cascade(
+            model,
+            pool,
+            journal,
+            counter,
+            bar,
+            num_classes=num_classes,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            budget=budget or Budget(),
+        )
+        run = _Run(cascade, attacks, curve, curve_images)
+        trial = make_trial(model, pool, check_images, num_classes, run.eps, run.norm, batch_size, seed, device, transfer_source)
+        run.measure(check_names, partial(make_check, trial=trial))
+        journal.keep = keep or bool(run.dropped)
+        return run.report(
+            context=stated,
+            data=description,
+            split=str(description.get("split", "not stated")),
+            seed=seed,
+            label_names=tuple(map(str, data.label_names)),
+            environment=_environment(device, cascade.seconds),
+        )
 
 
 class _Run:
-    """One call of :func:`evaluate`.
+    """The stages of one evaluation, and the report of them."""
 
-    The data is read once and each image flows through the stages until it is broken, so that a stream is never held and
-    batches stay full although images leave.
-    """
+    def __init__(self, cascade: Cascade, attacks: Mapping[str, Attack], curve: Sequence[float] | None, curve_images: int):
+        self.cascade, self.pool = cascade, cascade.pool
+        self.clean, self.stages = Stage("clean", "clean images"), planned(attacks)
+        self.threats = _threats(attacks.values())
+        self.norm, self.eps = self.threats[0]
+        self.radii, self.num_curve = tuple(curve or ()), min(curve_images, len(self.pool))
+        self.curve = [
+            Stage(f"curve{place:03d}", f"curve at {eps_text('Linf', eps)}", curve_attack(eps))
+            for place, eps in enumerate(self.radii[1:], 1)
+        ]
+        self.own: set[str] = set()  # attacks that ran on every image
+        self.checks: dict[str, Check] = {}
 
-    def __init__(self, model, data, attacks, num_images, curve, curve_images, batch_size, seed, device, progress):
-        self.model, self.data, self.num_images, self.batch_size = model, data, num_images, batch_size
-        self.seed, self.device, self.progress = seed, device, progress
-        self.stages = {name: _Stage(name, attack) for name, attack in attacks.items()}
-        self.configs = {name: plain_json(to_dict(attack), name) for name, attack in attacks.items()}
-        self.first = _chain(self.stages.values())
-        self.curve_eps, self.curve_images = curve, curve_images
-        self.curve = [_Stage(f"curve at {eps_text('Linf', eps)}", curve_attack(eps)) for eps in (curve or ())[1:]]
-        for stage, larger in pairwise(self.curve):
-            stage.later.append(larger)
-        self.indices: list[int] = []
-        self.labels: list[int] = []
-        self.correct: list[bool] = []
-        self.more = False  # images that were left out
-        self.pictured = self._pictured()
-        self.of_new_class: dict[int, Sample] = {}
-        self.spare: list[Sample] = []
+    # Measure
 
-    def measure(self) -> None:
-        known = len(self.data) if hasattr(self.data, "__len__") else None
-        num = min((n for n in (known, self.num_images) if n is not None), default=None)
-        total = None if num is None else num * len(self.stages) + min(num, self.curve_images) * len(self.curve)
-        with tqdm(total=total, unit="verdict", dynamic_ncols=True, **({} if self.progress else {"disable": True})) as self.bar:
-            for drawn in self.data.batches(self.batch_size):
-                left = len(drawn.labels) if self.num_images is None else self.num_images - len(self.labels)
-                self.more = left < len(drawn.labels)
-                if left:
-                    self._start(_select(drawn, slice(left)))
-                if self.more:
-                    break
-            for stage in (*self.first, *self.curve[:1]):
-                self._finish(stage)
-        if not self.labels:
-            raise ValueError("expected at least one image, got none; pass a split that has images.")
+    def measure(self, check_names: Sequence[str], make: Callable[[str], Check]) -> None:
+        """Clean images, attacks on every image, checks, curve, attacks on survivors."""
+        every = np.ones(len(self.pool), dtype=bool)
+        self._run(self.clean, every, always=True)
+        self.correct = self.clean.standing
+        for stage in self.stages:
+            if not isinstance(stage.attack, DEAR):
+                self._attack(stage)
+        self._check(check_names, make)
+        standing = self.correct & (np.arange(len(every)) < self.num_curve)
+        for stage in self.curve:
+            self._run(stage, standing)
+            standing = stage.standing
+        for stage in self.stages:
+            if isinstance(stage.attack, DEAR):
+                self._attack(stage)
 
-    def _start(self, drawn: Drawn) -> None:
-        """Classify clean images and hand the correct ones to the first stages."""
-        drawn = Drawn(drawn.images.cpu(), drawn.labels.cpu(), drawn.indices.cpu(), drawn.epoch)
-        num_classes = len(self.data.label_names)
-        if drawn.labels.min() < 0 or drawn.labels.max() >= num_classes:
-            raise ValueError(
-                f"expected labels from 0 to {num_classes - 1}, got {int(drawn.labels.min())} to {int(drawn.labels.max())}; "
-                "evaluate on a split that has labels, with the names of all its classes."
-            )
-        correct = self._predict(_pixels(drawn).to(self.device), drawn.indices, "clean images").cpu() == drawn.labels
-        on_curve = torch.arange(len(self.labels), len(self.labels) + len(drawn.labels)) < self.curve_images
-        self.indices += drawn.indices.tolist()
-        self.labels += drawn.labels.tolist()
-        self.correct += correct.tolist()
-        for stage in self.first:
-            self.bar.update(int((~correct).sum()) * stage.verdicts)
-            self._put(stage, _select(drawn, correct))
-        for stage in self.curve[:1]:
-            self.bar.update(int((~correct & on_curve).sum()) * stage.verdicts)
-            self._put(stage, _select(drawn, correct & on_curve))
+    def _attack(self, stage: Stage) -> None:
+        assert stage.attack is not None
+        earlier = [other for other in self.stages if other.entering is not None]
+        images, own = entering(stage.attack, earlier, self.correct)
+        measured = any(other.finished and other.threat == self.threats[0] for other in earlier)
+        self._run(stage, images, always=not measured)
+        if own and stage.finished:
+            self.own.add(stage.name)
 
-    def _put(self, stage: _Stage, drawn: Drawn) -> None:
-        """Attack as soon as a batch is full."""
-        waiting = drawn if stage.waiting is None else _join(stage.waiting, drawn)
-        while len(waiting.labels) >= self.batch_size:
-            self._attack(stage, _select(waiting, slice(self.batch_size)))
-            waiting = _select(waiting, slice(self.batch_size, None))
-        stage.waiting = waiting
+    def _run(self, stage: Stage, images: np.ndarray, *, always: bool = False) -> None:
+        waiting = [other for other in (*self.stages, *self.curve) if other is not stage and other.entering is None]
+        later = int(images.sum()) * sum(planned_passes(other.attack) for other in waiting)
+        self.cascade.run(stage, images, always=always, later=later)
 
-    def _finish(self, stage: _Stage) -> None:
-        if stage.waiting is not None and len(stage.waiting.labels):
-            self._attack(stage, stage.waiting)
-        for later in stage.later:
-            self._finish(later)
+    def _check(self, names: Sequence[str], make: Callable[[str], Check]) -> None:
+        found = self.cascade.check(names, lambda name: asdict(make(name)))
+        left_out = {"status": "skipped", "figures": {}, "meaning": "Left out: the budget was spent."}
+        self.checks = {name: Check(**found.get(name, {"name": name} | left_out)) for name in names}
+        self.unchecked = [name for name in names if name not in found]
 
-    def _attack(self, stage: _Stage, drawn: Drawn) -> None:
-        self.bar.set_description(stage.name, refresh=False)
-        images, labels = _pixels(drawn).to(self.device), drawn.labels.to(self.device)
-        keys = image_keys(self.seed, 0, drawn.indices.to(self.device))
-        adversarial = stage.attack(self.model, images, labels, keys, until_broken=True).detach().float()
-        allowed = _allowed(adversarial, images, stage.attack)
-        if not allowed.all() and not stage.rejected:
-            logger.warning(
-                "%s: %s moved images out of [0, 1] or its ball; they do not count as broken.", stage.name, stage.attack
-            )
-        stage.rejected += int((~allowed).sum())
-        # An attack may search as it likes, the verdict is taken here; an image that left the ball is judged as if clean
-        adversarial = torch.where(allowed.view(-1, *[1] * (images.ndim - 1)), adversarial, images)
-        predicted = self._predict(adversarial, drawn.indices, f"the images of {stage.name}").cpu()
-        broken = predicted != drawn.labels
-        stage.standing += drawn.indices[~broken].tolist()
-        if stage in self.pictured:
-            self._picture(drawn, images.cpu(), adversarial.cpu(), predicted, broken, stage.name)
-        for later in stage.later:
-            self._put(later, _select(drawn, ~broken))
-        self.bar.update(len(broken) + int(broken.sum()) * (stage.verdicts - 1))
+    @property
+    def dropped(self) -> list[str]:
+        """What the budget left out, in words."""
+        words = []
+        for stage in self.stages:
+            if stage.entering is None or not stage.begun:
+                words.append(f"{stage.name}: not run")
+            elif not stage.finished:
+                words.append(f"{stage.name}: run on {stage.attacked.sum():,} of {stage.entering.sum():,} images")
+        if self.unchecked:
+            words.append(f"checks: {', '.join(self.unchecked)} not made")
+        radii = self._measured_radii()
+        if len(radii) < len(self.radii):
+            words.append(f"curve: not measured beyond {eps_text('Linf', radii[-1])}" if len(radii) > 1 else "curve: not measured")
+        return words
 
-    def _predict(self, images: Tensor, indices: Tensor, what: str) -> Tensor:
-        with torch.no_grad():
-            logits = self.model(images)
-        expected = (len(images), len(self.data.label_names))
-        if not isinstance(logits, Tensor) or logits.shape != expected:
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"expected logits {list(expected)} for {expected[0]} images of {expected[1]} classes, got {got}; wrap the model "
-                "in a module that returns one logit per class of the data."
-            )
-        infinite = indices[~logits.isfinite().all(1).cpu()].tolist()
-        if infinite:
-            shown = ", ".join(map(str, infinite[:5])) + (f" and {len(infinite) - 5} more" if len(infinite) > 5 else "")
-            raise ValueError(
-                f"expected finite logits, got NaN or infinite ones on {what} with index {shown}; check the weights and the "
-                "normalisation inside the model."
-            )
-        return logits.argmax(1)
+    # Report
 
-    # Pictures
-
-    def _pictured(self) -> list[_Stage]:
-        """The stages whose images are shown: those of the last attack in the first threat model."""
-        norm, eps = _threats(self.stages)[0]
-        last = [stage for stage in self.stages.values() if (stage.attack.norm, stage.attack.eps) == (norm, eps)][-1]
-        return [stage for stage in self.stages.values() if stage is last or _continues(last.attack, stage.attack)]
-
-    def _picture(self, drawn: Drawn, images: Tensor, adversarial: Tensor, predicted: Tensor, broken: Tensor, attack: str) -> None:
-        """Keep a few broken images, of different classes if possible."""
-        if images.shape[1] not in (1, 3):
-            return
-        for i in broken.nonzero().flatten().tolist():
-            if len(self.of_new_class) == NUM_SAMPLES:
-                return
-            label, pictures = int(drawn.labels[i]), (images[i].clone().numpy(), adversarial[i].clone().numpy())
-            sample = Sample(int(drawn.indices[i]), label, int(predicted[i]), attack, *pictures)
-            if label not in self.of_new_class:
-                self.of_new_class[label] = sample
-            elif len(self.spare) < NUM_SAMPLES:
-                self.spare.append(sample)
-
-    # Result
-
-    def report(self, context: dict[str, Any], description: dict[str, Any], environment: dict[str, Any]) -> Report:
-        indices, labels = np.array(self.indices), np.array(self.labels)
-        correct = {"clean": np.array(self.correct)}
-        correct |= {name: np.isin(indices, stage.standing) for name, stage in self.stages.items()}
+    def report(self, **stated: Any) -> Report:
+        begun = [stage for stage in self.stages if stage.begun]
+        correct = {"clean": self.correct} | {stage.name: stage.standing for stage in begun}
         worst_case, standing = {}, {}
-        for norm, eps in _threats(self.stages):
+        for norm, eps in self.threats:
+            if not any(stage.threat == (norm, eps) for stage in begun):
+                continue
             # an image of a smaller ball lies in this one too
-            names = [name for name, stage in self.stages.items() if stage.attack.norm == norm and stage.attack.eps <= eps]
-            threat = f"{norm} {eps_text(norm, eps)}"
-            standing[threat] = np.logical_and.reduce([correct[name] for name in names])
-            counts = {"correct": int(standing[threat].sum()), "num_images": len(labels)}
-            worst_case[threat] = WorstCase(**counts, norm=norm, eps=eps, attacks=tuple(names))
-        robust = next(iter(standing.values()))
+            names = [stage.name for stage in begun if lies_in(stage.attack, norm, eps)]
+            title = f"{norm} {eps_text(norm, eps)}"
+            standing[title] = np.logical_and.reduce([correct[name] for name in names])
+            counts = {"correct": int(standing[title].sum()), "num_images": len(self.pool)}
+            worst_case[title] = WorstCase(**counts, norm=norm, eps=eps, attacks=tuple(names))
+        robust, labels = next(iter(standing.values())), self.pool.labels.numpy()
+        names = stated["label_names"]
+        judged = [stage for stage in (*begun, *self.curve) if stage.again]
+        unconfirmed = {stage.name: int(stage.unconfirmed.sum()) for stage in judged}
+        verdicts = sum(len(entry.positions) for stage in judged for entry in stage.again)
+        again = second_verdict(unconfirmed, verdicts, len(self.pool))
         return Report(
-            context=context,
-            data=description,
-            split=str(description.get("split", "not stated")),
-            num_images=len(labels),
-            complete=not self.more,
-            seed=self.seed,
-            label_names=tuple(map(str, self.data.label_names)),
-            clean=Accuracy(int(correct["clean"].sum()), len(labels)),
-            attacks={
-                name: AttackResult(int(correct[name].sum()), len(labels), attack=self.configs[name], rejected=stage.rejected)
-                for name, stage in self.stages.items()
-            },
+            **stated,
+            num_images=len(self.pool),
+            complete=self.pool.complete,
+            clean=Accuracy(int(self.correct.sum()), len(self.pool)),
+            attacks={stage.name: self._result(stage) for stage in begun},
             worst_case=worst_case,
             curve=self._curve_result(),
             per_class=tuple(
-                ClassAccuracy(
-                    str(name),
-                    int((labels == label).sum()),
-                    int(correct["clean"][labels == label].sum()),
-                    int(robust[labels == label].sum()),
-                )
-                for label, name in enumerate(self.data.label_names)
+                ClassAccuracy(name, *(int((labels == label)[chosen].sum()) for chosen in (slice(None), self.correct, robust)))
+                for label, name in enumerate(names)
             ),
-            environment=environment,
-            verdicts=Verdicts(indices, labels, correct),
-            samples=tuple(sorted((*self.of_new_class.values(), *self.spare)[:NUM_SAMPLES], key=lambda sample: sample.index)),
+            verdicts=Verdicts(self.pool.indices.numpy(), labels, correct),
+            checks=(*self.checks.values(), again),
+            dropped=tuple(self.dropped),
+            samples=self._samples(begun),
         )
 
+    def _result(self, stage: Stage) -> AttackResult:
+        entries = (*stage.entries, *stage.again)
+        return AttackResult(
+            int(stage.standing.sum()),
+            len(self.pool),
+            _config(stage.name, stage.attack),
+            int(stage.attacked.sum()),
+            rejected=sum(entry.rejected for entry in entries),
+            alone=stage.name in self.own,
+            seconds=round(sum(entry.seconds for entry in entries), 1),
+            passes=sum(entry.passes for entry in entries),
+        )
+
+    def _measured_radii(self) -> tuple[float, ...]:
+        """Radii of the curve up to the last one that was measured on all of its images."""
+        measured = list(takewhile(lambda stage: stage.finished, self.curve))
+        return self.radii[: len(measured) + 1]
+
     def _curve_result(self) -> Curve | None:
-        if not self.curve_eps:
+        radii = self._measured_radii()
+        if len(radii) < 2:
             return None
-        num = min(len(self.labels), self.curve_images)
-        counts = (sum(self.correct[:num]), *(len(stage.standing) for stage in self.curve))
-        norm, eps = _threats(self.stages)[0]
-        radius = min(eps if norm == "Linf" else 8 / 255, self.curve_eps[-1])
-        attack = to_dict(self.curve[0].attack)
+        counts = int(self.correct[: self.num_curve].sum()), *(int(stage.standing.sum()) for stage in self.curve[: len(radii) - 1])
+        mean_eps = min(self.eps if self.norm == "Linf" else 8 / 255, radii[-1])
+        attack = to_dict(curve_attack(radii[-1]))
         stated = {key: attack[key] for key in ("name", "steps", "random_start", "restarts")} | {"step_size": "eps / 4"}
-        return Curve("Linf", tuple(self.curve_eps), counts, num, stated, radius)
+        return Curve("Linf", radii, counts, self.num_curve, stated, mean_eps)
+
+    def _samples(self, begun: Sequence[Stage]) -> tuple[Sample, ...]:
+        """A few images of the attack that broke most in the first threat model, of different classes as far as possible."""
+        inside = [stage for stage in begun if lies_in(stage.attack, self.norm, self.eps)]
+        stage = max(reversed(inside), key=lambda stage: stage.broken.sum())
+        positions = np.flatnonzero(stage.broken)
+        _, first = np.unique(self.pool.labels[positions], return_index=True)
+        chosen = np.sort(np.concatenate([np.sort(first), np.setdiff1d(np.arange(len(positions)), first)])[:NUM_SAMPLES])
+        if not len(chosen) or self.pool.images.shape[1] not in (1, 3):
+            return ()
+        at = torch.from_numpy(positions[chosen])
+        images = self.pool.get(at, torch.device("cpu")).numpy()
+        adversarial = self.cascade.journal.adversarial(stage.key, stage.entries, at).numpy()
+        predicted = {int(p): int(q) for entry in stage.entries for p, q in zip(entry.positions, entry.predicted, strict=True)}
+        return tuple(
+            Sample(int(self.pool.indices[p]), int(self.pool.labels[p]), predicted[int(p)], stage.name, image, changed)
+            for p, image, changed in zip(at, images, adversarial, strict=True)
+        )
 
 
 def curve_attack(eps: float) -> PGD:
@@ -316,143 +345,58 @@ def curve_attack(eps: float) -> PGD:
     return PGD(eps=eps, step_size=eps / 4, steps=20)
 
 
-def _chain(stages) -> list[_Stage]:
-    """Put stages behind those they continue; returns the ones that begin with clean images."""
-    first = []
-    for stage in stages:
-        shorter = [other for other in stages if _continues(stage.attack, other.attack)]
-        if shorter:
-            max(shorter, key=lambda other: other.attack.steps).later.append(stage)
-        else:
-            first.append(stage)
-    return first
+def weights_digest(model: nn.Module) -> str:
+    """Hash of the class, the parameters and the buffers of a model."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        digest.update(name.encode() + str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
 
 
-def _continues(attack: Attack, shorter: Attack) -> bool:
-    """Whether ``attack`` is ``shorter`` with more steps.
-
-    An image's random start depends on its key alone and no step depends on the number of steps, so the longer attack passes
-    through the shorter one's iterates. It breaks what that breaks and needs to run on the survivors only.
-    """
-    if not (type(attack) is type(shorter) is PGD) or attack.restarts > 1:
-        return False
-    return attack.steps > shorter.steps and replace(attack, steps=shorter.steps) == shorter
+def _config(name: str, attack: Attack | None) -> dict[str, Any]:
+    return plain_json(to_dict(attack), name)
 
 
-def _threats(stages: Mapping[str, _Stage]) -> list[tuple[str, float]]:
+def _source(attack: Attack) -> dict[str, Any]:
+    return {"source": weights_digest(attack.source)} if isinstance(attack, Transfer) else {}
+
+
+def _threats(attacks: Iterable[Attack]) -> list[tuple[Norm, float]]:
     """Norms and radii of the attacks, Linf first."""
-    threats = dict.fromkeys((stage.attack.norm, stage.attack.eps) for stage in stages.values())
+    threats = dict.fromkeys((attack.norm, attack.eps) for attack in attacks)
     return sorted(threats, key=lambda threat: threat[0] != "Linf")
 
 
-def _allowed(adversarial: Tensor, images: Tensor, attack: Attack) -> Tensor:
-    """Whether each image is in [0, 1] and in the ball, up to rounding. [B, C, H, W] -> [B]."""
-    pixels, delta = adversarial.flatten(1), (adversarial - images).flatten(1)
-    size = delta.norm(dim=1, p=math.inf if attack.norm == "Linf" else 2)
-    return (size <= attack.eps + 1e-5 * max(attack.eps, 0.1)) & (pixels.amin(1) >= 0) & (pixels.amax(1) <= 1)
+def _bar(progress: bool) -> tqdm:
+    shape = "{desc}{percentage:3.0f}%|{bar}| {elapsed} passed, {remaining} left{postfix}"
+    shown = {} if progress and place()[0] == 0 else {"disable": True}
+    return tqdm(desc="reading", total=0, bar_format=shape, dynamic_ncols=True, **shown)
 
 
-def _pixels(drawn: Drawn) -> Tensor:
-    """Images in [0, 1], checked."""
-    images = drawn.images
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    if not images.is_floating_point():
-        raise ValueError(f"expected images as uint8 or floats in [0, 1], got {images.dtype}; convert them.")
-    outside = ~((images >= 0) & (images <= 1)).flatten(1).all(1)  # also where a pixel is NaN
-    if outside.any():
-        i = int(outside.nonzero()[0])
-        raise ValueError(
-            f"expected images in [0, 1], got image {int(drawn.indices[i])} with values in [{images[i].min():.3g}, "
-            f"{images[i].max():.3g}]; leave out the normalisation of the data (it belongs into the model) and divide by 255."
-        )
-    return images.float()
-
-
-def _select(drawn: Drawn, chosen: Tensor | slice) -> Drawn:
-    return Drawn(drawn.images[chosen], drawn.labels[chosen], drawn.indices[chosen], drawn.epoch)
-
-
-def _join(*parts: Drawn) -> Drawn:
-    images, labels, indices, epochs = zip(*parts, strict=True)
-    return Drawn(torch.cat(images), torch.cat(labels), torch.cat(indices), epochs[0])
-
-
-def _check_model(model: nn.Module) -> None:
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        raise ValueError(
-            f"expected a model in eval mode, got {len(training)} modules in train mode ({', '.join(training[:3])}); call "
-            "model.eval() first."
-        )
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise ValueError(f"expected a model in torch.float32, got {name} in {tensor.dtype}; call model.float() first.")
-
-
-def _check_arguments(attacks, num_images, curve, curve_images, batch_size) -> None:
+def _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep) -> None:
     if not attacks:
         raise ValueError("expected at least one attack, got none; leave attacks out for the default ones.")
     if "clean" in attacks:
         raise ValueError('expected another name for the attack "clean": the report uses it for images that aren\'t attacked.')
-    for name, value in (("num_images", num_images), ("curve_images", curve_images), ("batch_size", batch_size)):
+    counts = {"num_images": num_images, "curve_images": curve_images, "check_images": check_images, "batch_size": batch_size}
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"expected {name} >= 1, got {value}.")
     if curve is not None and (len(curve) < 2 or curve[0] != 0 or any(b <= a for a, b in pairwise(curve))):
         raise ValueError(f"expected rising radii from 0 for the curve, or None for no curve; got {tuple(curve)}.")
+    if keep and resume is None:
+        raise ValueError("expected resume=, the folder to keep, with keep=True; got none.")
 
 
-@contextmanager
-def _at(device: torch.device, home: torch.device, model: nn.Module) -> Iterator[None]:
-    if device == home:
-        yield
-        return
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter can get a gradient, whatever an attack does, and the graph keeps nothing for them."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Products and convolutions of fp32 numbers in fp32."""
-    cudnn: Any = torch.backends.cudnn
-    try:
-        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    except RuntimeError:  # the caller uses the switches of torch 2.9, and torch refuses a mix of both kinds
-        switches: Any = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-        precisions = [switch.fp32_precision for switch in switches]
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            for switch, precision in zip(switches, precisions, strict=True):
-                switch.fp32_precision = precision
-        return
-    if before[0] != "highest":
-        torch.set_float32_matmul_precision("highest")
-    cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        if before[0] != "highest":
-            torch.set_float32_matmul_precision(before[0])
-        cudnn.allow_tf32 = before[1]
+def _refuse_without_gradient(model: nn.Module, images: Tensor, attacks: Mapping[str, Attack], curve: Any) -> None:
+    climbing = [name for name, attack in attacks.items() if isinstance(attack, (FGSM, RFGSM, PGD, APGD, APGDT))]
+    if (climbing or curve) and not has_gradient(model, images):
+        raise ValueError(
+            f"expected logits with a gradient in the pixels for {', '.join(climbing) or 'the curve'}, got logits without one: a "
+            "step such as argmax, .detach() or torch.no_grad() cuts it. Attack the model without that step, or pass attacks that "
+            "need no gradient (Square, Noise) and curve=None."
+        )
 
 
 def _environment(device: torch.device, seconds: float) -> dict[str, Any]:
@@ -463,6 +407,7 @@ def _environment(device: torch.device, seconds: float) -> dict[str, Any]:
         "cartl_hub": version("cartl_hub"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
         "threads": torch.get_num_threads(),
+        "processes": place()[1],
         "seconds": round(seconds, 1),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

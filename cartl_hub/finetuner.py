@@ -1,6 +1,7 @@
 """The few-line facade over the parts."""
 
 import copy
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks
 from .card import render_card
 from .evaluation import evaluate
-from .folder import ModelError, build_model, is_main_process, read_config, save_model
-from .hub import find_model, load_model
+from .folder import ModelError, build_model, is_main_process, read_config, save_model, weights_sha256
+from .hub import bundled_models, find_model, load_model
 from .lineage import lineage
 from .loading import AnyData, DataArguments, load_splits
 from .methods import NEFT, Method
@@ -81,6 +82,8 @@ class RobustFineTuner:
         self.method.adapt(self.model)
         data_id = re.sub(r"[^\w.-]+", "_", str(self.splits.train.description.get("id", "data")).rsplit("/", 1)[-1])
         self.name = name or f"{self.model.architecture}.{_tag(self.method)}_{data_id}"
+        if not re.fullmatch(r"[\w][\w.-]*", self.name):
+            raise ValueError(f"expected a name of letters, digits, '.', '_' and '-', got {self.name!r}.")
         self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.name
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"expected a folder for output_dir, got the file {self.output_dir}.")
@@ -112,6 +115,7 @@ class RobustFineTuner:
             ValueError: If ``output_dir`` holds a run with other arguments.
             TrainingError: If the loss becomes NaN or infinite; the last good checkpoint is kept.
         """
+        self.report = None  # it was one of other weights
         self.result = train(
             self.model,
             self.method,
@@ -133,7 +137,11 @@ class RobustFineTuner:
             num_images: The first ones of the test split; all by default.
             kwargs: As for :func:`cartl_hub.evaluate`.
         """
-        context: dict[str, Any] = {"id": self.name, "notes": list(self.splits.notes)}
+        context: dict[str, Any] = {
+            "id": self.name,
+            "weights_sha256": weights_sha256(self.model),
+            "notes": [*self.splits.notes, *([] if self.result else ["the model is not trained yet"])],
+        }
         if self.source is not None:
             context["source"] = self.source
         self.report = evaluate(
@@ -171,8 +179,10 @@ class RobustFineTuner:
         create_pr: bool = False,
         commit_message: str | None = None,
         token: str | bool | None = None,
-    ) -> CommitInfo:
+    ) -> CommitInfo | None:
         """Publish the model folder in one commit; it stays in ``output_dir`` whatever happens.
+
+        Of several processes the first one publishes; the others get None.
 
         Args:
             repo_id: "org/name", made where it doesn't exist; by default the ``hub_model_id`` of the fine-tuner.
@@ -188,6 +198,8 @@ class RobustFineTuner:
         repo_id = repo_id or self.hub_model_id
         if repo_id is None:
             raise PublishError("expected a Hub id 'org/name' to publish as, got none; pass repo_id.")
+        if not is_main_process():
+            return None
         return publish(
             self._save(),
             repo_id,
@@ -224,19 +236,27 @@ def open_source(source: str | Path | nn.Module, revision: str | None = None) -> 
         return model, {"id": model.architecture, "weights": "given"}
     try:
         find_model(source, revision)
-    except ModelError:
+    except ModelError as error:
         name = str(source)
         if not timm.is_model(name):
-            raise
+            raise ModelError(f"{error}{_similar(name)}") from error
         if not timm.is_model_pretrained(name):
             raise ModelError(
                 f"timm has no pretrained weights for {name!r}, and a source needs weights; for an untrained one pass "
                 f"cartl_hub.create_model({name!r})."
             ) from None
         try:
-            return create_model(name, pretrained=True), {"id": f"timm/{name}", "timm": timm.__version__}
+            model = create_model(name, pretrained=True)
+            return model, {
+                "id": f"timm/{name}",
+                "hub_id": model.backbone.pretrained_cfg.get("hf_hub_id"),
+                "timm": timm.__version__,
+            }
         except Exception as error:  # what the Hub client raises without a network
-            raise ModelError(f"timm's pretrained weights of {name!r} can't be had: {error}") from error
+            raise ModelError(
+                f"timm's pretrained weights of {name!r} can't be had: {error}. Without a network pass a folder, or a model "
+                f"of your own weights: cartl_hub.create_model({name!r}, checkpoint_path=...)."
+            ) from error
     model = load_model(source, revision=revision)
     return model, model.lineage["loaded_from"]
 
@@ -245,9 +265,9 @@ def open_untrained(name: str) -> Classifier:
     """A model of any name for a look at its structure: weights of a timm model are not fetched."""
     try:
         folder, _ = find_model(name)
-    except ModelError:
+    except ModelError as error:
         if not timm.is_model(name):
-            raise
+            raise ModelError(f"{error}{_similar(name)}") from error
         return create_model(name)
     return build_model(read_config(folder))
 
@@ -255,3 +275,11 @@ def open_untrained(name: str) -> Classifier:
 def _tag(method: Method) -> str:
     blocks = getattr(method, "num_blocks", None)
     return type(method).__name__.lower() + ("" if blocks is None else str(blocks))
+
+
+def _similar(name: str) -> str:
+    """What to add where a name is neither ours nor timm's."""
+    if "/" in name:
+        return ""
+    close = difflib.get_close_matches(name, [*bundled_models(), *timm.list_models()], n=3)
+    return " It is no name of a timm model either." + (f" Similar names: {', '.join(close)}." if close else "")

@@ -4,7 +4,9 @@ It is timm's own format: ``model.safetensors`` with timm's keys, ``config.json``
 under the key "cartl_hub" of the config.
 """
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from .blocks import list_blocks
-from .files import sha256, write_file
+from .files import sha256, write_files
 from .images import ImagePolicy, policy_to_dict
 from .models import Classifier, create_model
 from .models.classifier import NOT_BUILT
@@ -25,6 +27,9 @@ from .report import Report
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
 _PLAIN = (str, int, float, bool, type(None), list)
+_PLOTS = ("robustness", "curve", "classes", "samples")
+_DEEPEST = 512
+_CONFIG_BYTES = 16 << 20
 _LARGEST = 65_536  # of any count or size in a config: more is a mistake or an attack on the memory
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -39,7 +44,8 @@ class ModelError(ValueError):
 def save_model(model: Classifier, folder: str | Path, *, report: Report | None = None, card: str | None = None) -> Path:
     """Write ``model.safetensors`` and ``config.json``, and the report and the card where there are any.
 
-    Each file is replaced as a whole, ``config.json`` last. Of several processes the first one writes.
+    Weights, config and card are replaced together; a report of other weights that lies there is removed. Of several processes
+    the first one writes.
 
     Args:
         model: Its weights must be plain: a model under training is saved after it.
@@ -48,25 +54,64 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
         card: Text of README.md.
 
     Raises:
-        ValueError: If weights are reparametrised or not finite.
+        ValueError: If weights are reparametrised or not finite, the report is of other weights, or the folder is a file.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder to save the model in, got the file {folder}.")
     if not is_main_process():
         return folder
+    weights = weights_bytes(model)
+    digest = hashlib.sha256(weights).hexdigest()
+    measured = None if report is None else report.context.get("weights_sha256", digest)
+    if measured is not None and measured != digest:
+        raise ValueError(
+            f"expected a report of these weights ({digest[:12]}), got one of others ({measured[:12]}); evaluate again."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(model_config(model, digest), indent=2, allow_nan=False) + "\n"
+    if report is None:
+        _forget_report(folder, digest)
+    cards: dict[Path, bytes | str] = {} if card is None else {folder / CARD: card}
+    write_files(cards | {folder / WEIGHTS: weights, folder / CONFIG: config})
+    if report is not None:
+        report.save(folder)
+    return folder
+
+
+def weights_bytes(model: Classifier) -> bytes:
+    """Content of ``model.safetensors``.
+
+    Raises:
+        ValueError: If weights are reparametrised or not finite.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.backbone.state_dict().items()}
     for name, tensor in state.items():
         if ".parametrizations." in name:
             raise ValueError(f"expected plain weights, got the reparametrised {name}; save the model when training has ended.")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"expected finite weights, got NaN or infinite values in {name}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / WEIGHTS, serialise(state, {"format": "pt"}))  # one entry: several come in random order
-    if report is not None:
-        report.save(folder)
-    if card is not None:
-        write_file(folder / CARD, card)
-    write_file(folder / CONFIG, json.dumps(model_config(model, sha256(folder / WEIGHTS)), indent=2) + "\n")
-    return folder
+    return serialise(state, {"format": "pt"})  # one entry: several come in random order
+
+
+def weights_sha256(model: Classifier) -> str:
+    """Of ``model.safetensors``, as a report names the weights that it is about."""
+    return hashlib.sha256(weights_bytes(model)).hexdigest()
+
+
+def _forget_report(folder: Path, digest: str) -> None:
+    """Remove a report of other weights."""
+    path = folder / REPORT
+    try:
+        if json.loads(path.read_bytes())["context"].get("weights_sha256") == digest:
+            return
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    for name in ("report.html", "per_image.csv", "curve.csv", *(f"{stem}{kind}" for stem in _PLOTS for kind in (".png", ".svg"))):
+        (folder / name).unlink(missing_ok=True)
+    path.unlink()
 
 
 def model_config(model: Classifier, weights_sha256: str | None = None) -> dict[str, Any]:
@@ -122,11 +167,20 @@ def read_model(folder: Path) -> Classifier:
     """
     config = read_config(folder)
     own = config.get("cartl_hub", {})
+    state = _read_weights(folder / WEIGHTS, own.get("weights_sha256"))
+    try:
+        with torch.device("meta"):  # takes no memory
+            expected = build_model(config).backbone.state_dict()
+    except NotImplementedError:  # a network that computes something when it is built
+        expected = None
+    except Exception as error:  # whatever an architecture makes of arguments that nobody has checked
+        raise ModelError(f"the config of {folder} doesn't make a {config['architecture']}: {error}") from error
+    if expected is not None:
+        _check_state(state, expected, folder)
     try:
         model = build_model(config)
-    except (TypeError, KeyError, RuntimeError, ValueError) as error:
-        raise ModelError(f"the config of {folder} doesn't make a {config.get('architecture')}: {error}") from error
-    state = _read_weights(folder / WEIGHTS, own.get("weights_sha256"))
+    except Exception as error:
+        raise ModelError(f"the config of {folder} doesn't make a {config['architecture']}: {error}") from error
     _check_state(state, model.backbone.state_dict(), folder)
     model.backbone.load_state_dict(state)
     model.lineage = dict(own.get("lineage", {}))
@@ -134,71 +188,119 @@ def read_model(folder: Path) -> Classifier:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model folder, checked."""
+    """``config.json`` of a model folder, checked as far as that goes without its network.
+
+    Raises:
+        ModelError: If it isn't one that this version can read.
+    """
+    path = folder / CONFIG
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"expected JSON in {folder / CONFIG}: {error}") from error
+        if not path.is_file() or path.stat().st_size > _CONFIG_BYTES:
+            raise ModelError(f"expected a file of at most {_CONFIG_BYTES >> 20} MB in {path}.")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"expected JSON in {path}: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise ModelError(f"expected timm's schema with an 'architecture' in {folder / CONFIG}.")
+        raise ModelError(f"expected timm's schema with an 'architecture' in {path}.")
     own = config.get("cartl_hub", {})
     if not isinstance(own, dict) or not isinstance(own.get("format_version", 1), int):
-        raise ModelError(f"expected a mapping with a format_version under 'cartl_hub' in {folder / CONFIG}.")
+        raise ModelError(f"expected a mapping with a format_version under 'cartl_hub' in {path}.")
     if own.get("format_version", 1) > FORMAT_VERSION:
         raise ModelError(
-            f"expected format version {FORMAT_VERSION} or older in {folder / CONFIG}, got {own['format_version']}; "
-            "upgrade cartl_hub."
+            f"expected format version {FORMAT_VERSION} or older in {path}, got {own['format_version']}; upgrade cartl_hub."
         )
     if not timm.is_model(config["architecture"]):
         name = config["architecture"]
-        raise ModelError(f"{folder / CONFIG}: timm {timm.__version__} has no architecture {name!r}; upgrade timm.")
+        raise ModelError(f"{path}: timm {timm.__version__} has no architecture {name!r}; upgrade timm.")
+    try:
+        _check_config(config, own)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
     return config
+
+
+def _check_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    if not isinstance(own.get("lineage", {}), dict):
+        raise ValueError(f"expected a mapping as lineage, got {own['lineage']!r}.")
+    args, cfg, policy = config.get("model_args") or {}, config.get("pretrained_cfg"), own.get("image_policy", {})
+    if not isinstance(args, dict) or not all(isinstance(value, _PLAIN) for value in args.values()):
+        raise ValueError(f"model_args must be a mapping of plain values, got {args!r}.")
+    if foreign := sorted(set(args) & {*NOT_BUILT, "scriptable", "exportable", "no_jit"}):
+        raise ValueError(f"model_args must describe an architecture, got {', '.join(foreign)}.")
+    if not isinstance(cfg, dict) or not isinstance(policy, dict):
+        raise ValueError("expected mappings as pretrained_cfg and image_policy.")
+    _check_sizes([args, cfg.get("input_size"), policy, config.get("num_classes")])
+    for name, value in args.items():  # a loop per layer would be endless before any memory is taken
+        if any(word in name for word in ("depth", "layers", "block")) and max(_numbers(value), default=0) > _DEEPEST:
+            raise ValueError(f"expected at most {_DEEPEST} for {name}, got {value}.")
+    for name in ("mean", "std"):
+        values = cfg.get(name)
+        if not isinstance(values, list) or len(values) not in (1, 3) or not all(map(_is_finite, values)):
+            raise ValueError(f"expected one or three numbers as {name}, got {values!r}.")
+    if min(cfg["std"]) <= 0:
+        raise ValueError(f"expected numbers > 0 as std, got {cfg['std']}.")
+    names = config.get("label_names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"expected a list of strings as label_names, got {names!r:.200}.")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6 and math.isfinite(value)
+
+
+def _numbers(value: Any) -> list[float]:
+    """Every number in a part of a config."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def _check_sizes(value: Any) -> None:
+    """Before memory is taken for them."""
+    for number in _numbers(value):
+        if not -_LARGEST <= number <= _LARGEST:
+            raise ValueError(f"expected sizes and counts up to {_LARGEST}, got {number}.")
 
 
 def build_model(config: Mapping[str, Any]) -> Classifier:
     """The network that a config describes, with weights of its initialisation.
 
+    Args:
+        config: That :func:`read_config` has checked.
+
     Raises:
-        ValueError: On arguments that are no part of an architecture, or sizes out of range.
+        ValueError: If label names or image policy don't fit the network.
     """
-    args = config.get("model_args") or {}
-    if not isinstance(args, Mapping) or not all(isinstance(value, _PLAIN) for value in args.values()):
-        raise ValueError(f"model_args must be a mapping of plain values, got {args!r}.")
-    if foreign := sorted(set(args) & {*NOT_BUILT, "scriptable", "exportable", "no_jit"}):
-        raise ValueError(f"model_args must describe an architecture, got {', '.join(foreign)}.")
-    cfg = config["pretrained_cfg"]
-    overlay = {
-        key: cfg[key]
-        for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "pool_size")
-        if key in cfg
-    } | {"license": cfg.get("license")}  # the architecture's own says nothing of these weights
+    cfg, args = config["pretrained_cfg"], config.get("model_args") or {}
+    kept = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "pool_size")
+    # the licence is that of these weights, not the architecture's own
+    overlay = {key: cfg[key] for key in kept if key in cfg} | {"license": cfg.get("license")}
     policy = config.get("cartl_hub", {}).get("image_policy")
-    _check_sizes([args, overlay.get("input_size"), policy, config["num_classes"]])
     model = create_model(config["architecture"], num_classes=int(config["num_classes"]), pretrained_cfg_overlay=overlay, **args)
     if policy is not None:
-        model.image_policy = ImagePolicy(**policy | {"size": tuple(policy["size"])})
+        image_policy = ImagePolicy(**policy | {"size": tuple(policy["size"])})
+        if not all(isinstance(side, int) for side in image_policy.size):
+            raise ValueError(f"expected whole numbers of pixels, got {policy['size']}.")
+        if image_policy.num_channels != model.image_policy.num_channels:
+            raise ValueError(
+                f"expected pictures with {model.image_policy.num_channels} channels, got mode {image_policy.mode!r}."
+            )
+        model.image_policy = image_policy
     names = config.get("label_names")
     if names is not None:
-        if len(names) != model.num_classes:
-            raise ValueError(f"expected {model.num_classes} label names, got {len(names)}.")
-        model.label_names = tuple(map(str, names))
+        if len(names) != model.num_classes or len(set(names)) != len(names):
+            raise ValueError(f"expected {model.num_classes} label names, got {len(set(names))}.")
+        model.label_names = tuple(names)
     return model
-
-
-def _check_sizes(value: Any) -> None:
-    """Every number in a part of a config, before memory is taken for it."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            _check_sizes(item)
-    elif isinstance(value, (int, float)) and not -_LARGEST <= value <= _LARGEST:
-        raise ValueError(f"expected sizes and counts up to {_LARGEST}, got {value}.")
 
 
 def _read_weights(path: Path, expected: str | None) -> dict[str, Tensor]:
     """Weights from a safetensors file whose header and hash are right."""
     try:
+        if not path.is_file():
+            raise ModelError(f"expected weights in {path}, which is no file.")
         with open(path, "rb") as file:
             start = file.read(4096)
         size = path.stat().st_size

@@ -352,7 +352,7 @@ def list_sources(
             folder = download(model.id, info.sha, files=(CONFIG, REPORT), token=token)
             size = next((file.size or 0 for file in info.siblings or () if file.rfilename == WEIGHTS), 0)
             found.append(_source_info(model.id, folder, "Hub", size=size, revision=info.sha))
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # whatever others have put there
+        except Exception as error:  # whatever others have put there
             logger.warning("%s is left out: %s", model.id, error)
     return found
 

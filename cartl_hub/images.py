@@ -11,6 +11,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+_LONGEST = 2000
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePolicy:
@@ -66,6 +68,8 @@ class ImagePolicy:
             ValueError: If it can't be read as a picture.
         """
         image = self._convert(to_pil(picture))
+        if max(image.size) > _LONGEST * min(image.size):  # resized until its short side fits, it would fill the memory
+            raise ValueError(f"expected a picture at most {_LONGEST} times as long as wide, got {image.size[0]}x{image.size[1]}.")
         if image.size != (self.size[1], self.size[0]) or self.crop_pct < 1:
             return _evaluation_transform(self.size, self.interpolation, self.crop_mode, self.crop_pct)(image).contiguous()
         pixels = torch.from_numpy(np.array(image))

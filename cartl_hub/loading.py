@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -67,7 +67,7 @@ class DataArguments:
     """How to read a data set.
 
     Args:
-        name: Of the data, for names of models, reports and cards; found by itself for a folder or a data set of the Hub.
+        id: Of the data, in names of models, reports and cards; found by itself for a folder or a data set of the Hub.
         image_column: Found by itself where there is one image column.
         label_column: Found by itself where there is one label column.
         config: Configuration of a data set on the Hub.
@@ -83,7 +83,7 @@ class DataArguments:
         ValueError: On values out of range.
     """
 
-    name: str | None = None
+    id: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     config: str | None = None
@@ -99,6 +99,10 @@ class DataArguments:
         for name in ("validation_share", "test_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a share in (0, 1), got {getattr(self, name)}.")
+        if not 0 <= self.seed < 1 << 31:
+            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
+        if self.id is not None and (not self.id.strip() or not self.id.isprintable()):
+            raise ValueError(f"id must be one line of printable text, got {self.id!r}.")
         if self.shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer must be >= 1, got {self.shuffle_buffer}.")
 
@@ -120,9 +124,35 @@ def load_splits(
     """
     reader = _Reader(policy, arguments or DataArguments(), label_names)
     splits = reader.open(data)
-    if reader.arguments.name is not None:
-        reader.origin["id"] = reader.arguments.name
     return reader.read(splits)
+
+
+def load_test_split(
+    data: AnyData,
+    policy: ImagePolicy,
+    arguments: DataArguments | None = None,
+    *,
+    label_names: Sequence[str] | None = None,
+    trained_on: Mapping[str, Any] | None = None,
+) -> tuple[ImageData | StreamingData, tuple[str, ...]]:
+    """The images to measure a model on: the test split; without one, what was set aside when the model was trained on this data;
+    without that, the validation split, or all images.
+
+    Args:
+        data: As for :func:`load_splits`.
+        policy: How pictures become inputs.
+        arguments: How to read it.
+        label_names: Classes of the model.
+        trained_on: Description of the data in the model's lineage.
+
+    Returns:
+        The images, and what was decided for the user.
+
+    Raises:
+        DataError: As :func:`load_splits`; also if the images set aside aren't those of the training.
+    """
+    reader = _Reader(policy, arguments or DataArguments(), label_names)
+    return reader.read_test(reader.open(data), trained_on or {}), tuple(reader.notes)
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -169,6 +199,12 @@ class _Reader:
 
     def open(self, data: AnyData) -> dict[str, Any]:
         """The splits by name."""
+        splits = self._open(data)
+        if self.arguments.id is not None:
+            self.origin["id"] = self.arguments.id
+        return splits
+
+    def _open(self, data: AnyData) -> dict[str, Any]:
         if isinstance(data, (Dataset, IterableDataset)):
             data = {"train": data}
         if isinstance(data, Mapping):
@@ -199,7 +235,9 @@ class _Reader:
         try:
             return dict(datasets.load_dataset(*args, **kwargs, streaming=self.arguments.streaming))
         except Exception as error:  # the loaders of datasets raise many kinds
-            raise DataError(f"the data set {described!r} can't be read: {type(error).__name__}: {error}") from error
+            reason = "it holds no pictures" if "corresponds to no data" in str(error) else f"{type(error).__name__}: {error}"
+            here = "" if Path(described).exists() else f" (there is no file or folder {described!r} here)"
+            raise DataError(f"the data set {described!r} can't be read{here}: {reason}") from error
 
     def _saved(self, path: Path) -> dict[str, Any]:
         """What ``save_to_disk`` wrote."""
@@ -247,6 +285,40 @@ class _Reader:
         names = self._label_names(roles["train"].features[label], label, raw)
         labels = {role: self._labels(raw[role], split.features[label], label, names, role) for role, split in roles.items()}
         return self._divide({role: self._images(split, image, labels[role], names, role) for role, split in roles.items()})
+
+    def read_test(self, splits: Mapping[str, Any], trained_on: Mapping[str, Any]) -> ImageData | StreamingData:
+        found = {role: name for role in ("test", "validation", "train") for name in reversed(_NAMES[role]) if name in splits}
+        set_aside = trained_on.get("split_off") if trained_on.get("id") == self.origin["id"] else None
+        if "test" not in found and set_aside:
+            expected = set_aside["index_hash"]
+            chosen = {key: set_aside[key] for key in ("seed", "test_share", "validation_share")}
+            self.arguments = replace(self.arguments, **chosen)
+            test = self.read(splits).test
+            if isinstance(test, ImageData) and test.description["index_hash"] != expected:
+                raise DataError(
+                    f"expected the images that were set aside when the model was trained (index hash {expected}), got others "
+                    f"({test.description['index_hash']}); the data have changed since, so that some may have been trained on."
+                )
+            return test
+        name = found.get("test") or found.get("validation") or found.get("train")
+        if name is None and len(splits) > 1:
+            raise DataError(f"expected a split named 'test', got {listed(splits)}; pass a mapping with 'test'.")
+        name = name or next(iter(splits))
+        if name != found.get("test"):
+            self._note(f"no test split: all of the split {name!r} is measured; the model must not have been trained on it")
+        split = splits[name]
+        image, label = self._columns({"train": split})
+        self._large_pictures(split, image)
+        if isinstance(split, IterableDataset):
+            names = self._given_names(_features(split)[label])
+            if names is None:
+                raise DataError(f"expected class names for the labels in {label!r} of a stream, got none; pass label_names=...")
+            classes = self._classes(_features(split)[label], names)
+            undecoded, description = _undecoded(split, image, label), self._description(name)
+            return StreamingData(undecoded, tuple(names), self.policy, image, label, classes=classes, description=description)
+        raw = _undecoded(split, label)[:][label]
+        names = self._label_names(split.features[label], label, {"test": raw})
+        return self._images(split, image, self._labels(raw, split.features[label], label, names, name), names, name)
 
     def _roles(self, splits: Mapping[str, Any]) -> dict[str, Any]:
         """Which split is which; the rest is ignored aloud."""
@@ -385,7 +457,7 @@ class _Reader:
         kept = torch.arange(len(train))
         for role, share, seed, use in (
             ("test", arguments.test_share, arguments.seed, "are kept for the report and not trained on"),
-            ("validation", arguments.validation_share, arguments.seed + 1, "choose the best checkpoint"),
+            ("validation", arguments.validation_share, arguments.seed + 1, "are for validation and not trained on"),
         ):
             if role in parts:
                 continue
@@ -407,7 +479,11 @@ class _Reader:
         missing = [name for number, name in enumerate(train.label_names) if number not in present]
         if missing:
             self._note(f"no training image of {len(missing)} of {len(train.label_names)} classes: {listed(missing)}")
-        train.description["fingerprint"] = _fingerprint(train)
+        if "index_hash" in parts["test"].description:
+            shares = {"test_share": arguments.test_share, "validation_share": arguments.validation_share}
+            test_hash = {"index_hash": parts["test"].description["index_hash"]}
+            train.description["split_off"] = {"seed": arguments.seed} | shares | test_hash
+        train.description["fingerprint"] = train.fingerprint()
         return Splits(train, parts["validation"], parts["test"], tuple(self.notes))
 
     def _stream(self, roles: Mapping[str, Any], image: str, label: str) -> Splits:
@@ -427,7 +503,7 @@ class _Reader:
         def part(role: str, low: float, high: float) -> StreamingData:
             given = role in streams
             if not given:
-                use = "are kept for the report and not trained on" if role == "test" else "choose the best checkpoint"
+                use = "are kept for the report and not trained on" if role == "test" else "are for validation"
                 self._note(
                     f"no {role} split: {high - low:.0%} of the stream, chosen by position, seed {self.arguments.seed}, {use}"
                 )
@@ -447,12 +523,15 @@ class _Reader:
         test, train = part("test", 0.0, tested), part("train", held, 1.0)
         validation = part("validation", tested, held).held(_HELD)
         location = [self.location, image, label]
+        if "test" not in streams:
+            shares = {"test_share": tested, "validation_share": self.arguments.validation_share}
+            train.description["split_off"] = {"seed": self.arguments.seed, "index_hash": None} | shares
         identity = [location, train.description, train.label_names, train.part, train.split_seed, train.shuffle_buffer]
         train.description["fingerprint"] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         present, number, most = len(validation.labels.unique()), len(validation), len(names)
         if present < 0.5 * most * (1 - (1 - 1 / most) ** number):  # half of what so many random images would show
             self._note(
-                f"the {number} images that choose the best checkpoint show only {present} of {most} classes: the stream seems "
+                f"the {number} images for validation show only {present} of {most} classes: the stream seems "
                 "sorted by class. Training needs it mixed: a larger shuffle_buffer, or no streaming"
             )
         return Splits(train, validation, test, tuple(self.notes))
@@ -531,11 +610,3 @@ class Decoder:
             except ValueError as error:
                 raise DataError(f"row {row} of the {self.role} split: {error} Remove or repair it.") from error
         return torch.stack(images)
-
-
-def _fingerprint(data: ImageData) -> str:
-    """Hash of labels and, where they are in memory, pixels."""
-    digest = hashlib.sha256(data.labels.numpy().data)
-    if isinstance(data.images, Tensor):
-        digest.update(data.images.numpy().data)  # a copy would be as large as the data
-    return digest.hexdigest()[:16]

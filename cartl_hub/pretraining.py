@@ -8,7 +8,7 @@ from typing import Any
 from .attacks import Attack
 from .card import render_card
 from .evaluation import evaluate
-from .folder import save_model
+from .folder import save_model, weights_sha256
 from .images import ImagePolicy
 from .lineage import lineage
 from .loading import load_splits
@@ -60,10 +60,15 @@ def pretrain(
         "command": command,
         "remarks": list(recipe.remarks),
     }
-    model_folder = save_model(model, folder)
+    model_folder = save_model(model, folder, card=render_card(model))
     shutil.copyfile(output_dir / "losses.csv", model_folder / "losses.csv")
     splits.test.description |= {"id": recipe.data.id}
-    context: dict[str, Any] = {"id": recipe.id, "command": command, "notes": list(splits.notes)}
+    context: dict[str, Any] = {
+        "id": recipe.id,
+        "weights_sha256": weights_sha256(model),
+        "command": command,
+        "notes": list(splits.notes),
+    }
     report = evaluate(model, splits.test, attacks=attacks, num_images=num_images, context=context)
     return save_model(model, folder, report=report, card=render_card(model, report=report))
 

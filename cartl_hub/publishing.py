@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from . import __version__
 from .card import render_card
-from .files import write_file
+from .files import sha256, write_file
 from .folder import CARD, CONFIG, REPORT, WEIGHTS, ModelError, read_model
 from .hub import LIBRARY, explained, retried
 from .report import Report
@@ -202,6 +202,9 @@ def _prepared(folder: Path, repo_id: str) -> Iterator[Path]:
         report = Report.load(folder) if (folder / REPORT).exists() else None
     except ValueError as error:
         raise PublishError(f"{folder} can't be published: {error}") from error
+    measured = None if report is None else report.context.get("weights_sha256")
+    if measured is not None and measured != sha256(folder / WEIGHTS):
+        raise PublishError(f"expected a report of the weights in {folder}, got one of others; evaluate them again.")
     with tempfile.TemporaryDirectory(prefix="cartl_hub-") as temporary:
         target = Path(temporary)
         for path in sorted(folder.iterdir()):

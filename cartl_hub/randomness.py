@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+SEEDS = (-(1 << 63), (1 << 63) - 1)  # the seeds that there are, inclusive
+
 # Streams: one image draws independent numbers for each use.
 CROP, FLIP, START, RESTART = range(4)
 
@@ -81,6 +83,11 @@ def normal(keys: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
     """
     first, second = uniform(keys, (2, *shape), stream=stream).unbind(1)
     return (-2 * torch.log1p(-first)).sqrt() * torch.cos(2 * math.pi * second)
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """Seed of torch's global generator in one step, for what draws from no keys: dropout."""
+    return _signed((seed * 1_000_003 + step) * 4096 + process)
 
 
 def permutation(seed: int, epoch: int, num: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Recipes: what a source model is made from, in one YAML file that makes it again."""
 
 from dataclasses import dataclass, field
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import yaml
 
 from . import attacks, methods
+from .batchnorm import BatchNormPolicy
 from .config import from_dict
 from .data import Augmentation
 from .loading import DataArguments
@@ -80,12 +82,18 @@ class Recipe:
             )
 
 
+def _is_choice(kind: Any) -> bool:
+    """An attack or a method, as their packages export them; attacks that hold a network can't be read from a file."""
+    if not isinstance(kind, type) or not issubclass(kind, (attacks.Attack, Method)) or isabstract(kind):
+        return False
+    return kind not in (attacks.Transfer, attacks.FeatureDistance)
+
+
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(getattr(attacks, name) for name in ("PGD", "FGSM", "RFGSM", "NFGSM")),
-        *(getattr(methods, name) for name in ("AdversarialTraining", "FDM", "FineTuning", "LwF", "NEFT")),
-        *(Augmentation, DataArguments, EpsSchedule, Recipe, RecipeData, Schedule, TrainingArguments),
+        *(kind for module in (methods, attacks) for kind in vars(module).values() if _is_choice(kind)),
+        *(Augmentation, BatchNormPolicy, DataArguments, EpsSchedule, Recipe, RecipeData, Schedule, TrainingArguments),
     )
 }
 

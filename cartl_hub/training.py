@@ -11,12 +11,18 @@ import json
 import logging
 import math
 import os
+import platform
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 import torch
 from accelerate import Accelerator
@@ -30,15 +36,17 @@ from .attacks import FGSM, NFGSM, PGD, RFGSM, Attack
 from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks, list_blocks
 from .config import to_dict
-from .data import Augmentation, Data, DataError, ImageData
+from .data import Augmentation, Data, DataError, ImageData, listed
 from .methods import Batch, Method
 from .methods.method import Images
 from .models import Classifier
-from .randomness import image_keys
+from .randomness import SEEDS, image_keys, step_seed
+from .ranges import check_number, check_whole
 from .spectral import plain_state_dict
 
 logger = logging.getLogger(__name__)
 
+_CHECKPOINT = "checkpoint.safetensors"
 OVERFITTING_GAP = 0.15  # FGSM accuracy above PGD-10 accuracy that means catastrophic overfitting
 
 
@@ -51,10 +59,13 @@ class Schedule:
     """Learning rate over the run, as a factor of its peak.
 
     Args:
-        warmup: Share of the run in which it rises linearly from 0.
+        warmup: Share of the run, in [0, 1], in which it rises linearly from 0.
         decay: After that "linear" or "cosine" to 0, "steps" at the milestones, or "constant".
-        milestones: Shares of the run at which "steps" multiplies it by ``gamma``.
-        gamma: Factor at each milestone.
+        milestones: Shares of the run, in (0, 1), at which "steps" multiplies it by ``gamma``.
+        gamma: Factor at each milestone, >= 0.
+
+    Raises:
+        ValueError: On values out of range.
     """
 
     warmup: float = 0.1
@@ -65,8 +76,12 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.decay not in ("linear", "cosine", "steps", "constant"):
             raise ValueError(f"decay must be linear, cosine, steps or constant, got {self.decay!r}.")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup must be a share of the run in [0, 1], got {self.warmup}.")
+        if not isinstance(self.milestones, (tuple, list)):
+            raise ValueError(f"milestones must be a tuple of shares of the run, such as (0.5, 0.75), got {self.milestones!r}.")
+        check_number("warmup", self.warmup, (">=", 0), ("<=", 1))
+        for milestone in self.milestones:
+            check_number("each of milestones", milestone, (">", 0), ("<", 1))
+        check_number("gamma", self.gamma, (">=", 0))
 
     def factor(self, step: int, num_steps: int) -> float:
         """Factor at ``step``, counted from 0."""
@@ -90,23 +105,23 @@ class TrainingArguments:
         max_steps: Steps instead of epochs; needed for a streaming data set.
         batch_size: Images per step over all processes.
         optimizer: "sgd" with momentum, or "adamw".
-        lr: Peak learning rate.
+        lr: Peak learning rate, > 0.
         schedule: Of the learning rate.
-        momentum: Of SGD.
+        momentum: Of SGD, in [0, 1).
         nesterov: Momentum of Nesterov's kind.
-        weight_decay: On every trained parameter.
-        clip_grad_norm: Largest 2-norm of the gradient; None for no bound.
+        weight_decay: On every trained parameter, >= 0.
+        clip_grad_norm: Largest 2-norm of the gradient, > 0; None for no bound.
         precision: "fp32", "bf16", or "auto": a few steps of both are timed once and the faster is taken.
-        ema: Decay of an exponential moving average of the weights, which then is the result; None for none.
+        ema: Decay, in (0, 1), of an exponential moving average of the weights, which then is the result; None for none.
         augmentation: None for none.
-        seed: Of order, augmentation, random starts and dropout.
+        seed: Of order, augmentation, random starts and dropout; any that 64 bits hold.
         validate_every: Epochs between validations.
         validation_attack: Whose robust accuracy chooses the best checkpoint.
         validation_images: Validation images it is run on, at most.
         patience: Validations without a better robust accuracy after which training stops; None for never.
         load_best: Return the best weights by validation robust accuracy rather than the last.
         checkpoint_every: Epochs between checkpoints.
-        checkpoint_minutes: Minutes between checkpoints, if that is sooner.
+        checkpoint_minutes: Minutes between checkpoints, if that is sooner; None for epochs alone.
         sync_batchnorm: Share batch statistics between GPUs. Otherwise, and on CPUs, each process uses its own part of the batch.
         channels_last: Memory layout of images and weights; faster for convolutions.
         log_with: Tracker of accelerate, e.g. "tensorboard"; it writes into the output folder.
@@ -135,25 +150,39 @@ class TrainingArguments:
     patience: int | None = None
     load_best: bool = False
     checkpoint_every: int = 1
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: float | None = 10.0
     sync_batchnorm: bool = False
     channels_last: bool = True
     log_with: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every", "validation_images", "checkpoint_every", "patience", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}.")
+        for name in ("epochs", "batch_size", "validate_every", "validation_images", "checkpoint_every"):
+            check_whole(name, getattr(self, name), (">=", 1))
+        check_whole("seed", self.seed, (">=", SEEDS[0]), ("<=", SEEDS[1]))
+        check_number("lr", self.lr, (">", 0))
+        check_number("momentum", self.momentum, (">=", 0), ("<", 1))
+        check_number("weight_decay", self.weight_decay, (">=", 0))
+        if self.max_steps is not None:
+            check_whole("max_steps", self.max_steps, (">=", 1))
+        if self.patience is not None:
+            check_whole("patience", self.patience, (">=", 1))
+        if self.clip_grad_norm is not None:
+            check_number("clip_grad_norm", self.clip_grad_norm, (">", 0))
+        if self.ema is not None:
+            check_number("ema", self.ema, (">", 0), ("<", 1))
+        if self.checkpoint_minutes is not None:
+            check_number("checkpoint_minutes", self.checkpoint_minutes, (">=", 0))
         for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("optimizer", ("sgd", "adamw"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema must be a decay in (0, 1) or None, got {self.ema}.")
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"schedule must be a Schedule, such as Schedule(decay='linear'), got {self.schedule!r}.")
+        if not isinstance(self.augmentation, Augmentation | None):
+            raise ValueError(f"augmentation must be an Augmentation or None, got {self.augmentation!r}.")
+        if not isinstance(self.validation_attack, Attack):
+            raise ValueError(f"validation_attack must be an attack, such as PGD(...), got {self.validation_attack!r}.")
         if isinstance(self.validation_attack, NFGSM):
             raise ValueError("validation_attack must stay in its ball, and NFGSM does not; use PGD.")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be > 0, got {self.lr}.")
 
     def num_steps(self, data: Data) -> int:
         """Steps of the whole run on ``data``."""
@@ -231,7 +260,7 @@ def train(
     output_dir: str | Path | None = None,
     resume: bool = False,
 ) -> Result:
-    """Train ``model`` in place and leave it in eval mode; on an error it keeps the weights it had.
+    """Train ``model`` in place and leave it in eval mode; until this returns, also by an error, it is as it was.
 
     Runs unchanged in several processes (``torchrun``, ``accelerate launch``): each takes its part of every batch, gradients
     are averaged, files are written once. Batch statistics are those of each process unless ``sync_batchnorm``.
@@ -244,15 +273,17 @@ def train(
         bn: Batch-norm policy; by default the source's statistics and trained affine maps.
         arguments: How to train.
         output_dir: Where checkpoints and logs go; None writes nothing.
-        resume: Continue from the checkpoint in ``output_dir`` where there is one.
+        resume: Continue from the checkpoint in ``output_dir`` where there is one. The model has the weights with which that run
+            began, or those with which it ended: then, as for every run that has ended, its result is returned at once.
 
     Raises:
-        ValueError: On arguments that don't fit the data or the model, before the first step.
-        TrainingError: If the loss becomes NaN or infinite; the last good checkpoint is kept.
+        ValueError: On arguments that don't fit the data, the model or the run to continue, before the first step.
+        TrainingError: If the loss becomes NaN or infinite, a file of the run is damaged or can't be written, or another process
+            trains in ``output_dir``; the last good checkpoint is kept.
         DataError: If an image can't be read; a checkpoint of the step before is written first.
     """
     run = _Run(model, method, data, validation, bn or BatchNormPolicy(), arguments or TrainingArguments(), output_dir, resume)
-    with torch.random.fork_rng():
+    with run.alone(), torch.random.fork_rng():
         return run()
 
 
@@ -260,8 +291,9 @@ class _Run:
     """One call of :func:`train`."""
 
     def __init__(self, model, method, data, validation, bn, arguments, output_dir, resume):
-        self.model, self.method, self.data, self.validation = model, method, data, validation
-        self.bn, self.arguments = bn, arguments
+        self.given, self.model = model, copy.deepcopy(model)  # what is given changes at the very end
+        self.method, self.data, self.validation = method, data, validation
+        self.bn, self.arguments, self.resume = bn, arguments, resume
         self.folder = None if output_dir is None else Path(output_dir)
         self.num_steps = arguments.num_steps(data)
         self.per_epoch = data.steps_per_epoch(arguments.batch_size)
@@ -271,12 +303,8 @@ class _Run:
                 f"expected a model for the {len(data.label_names)} classes of the data, got one for {model.num_classes}; "
                 "call model.reset_head(data.label_names) first."
             )
-        self.accelerator = Accelerator(
-            mixed_precision="no",  # the step casts by itself: accelerate fixes one precision for a whole process
-            log_with=arguments.log_with,
-            project_dir=None if self.folder is None else str(self.folder),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
-        )
+        self._check_validation()
+        self.accelerator = _accelerator(arguments, self.folder)
         world = self.accelerator.num_processes
         if arguments.batch_size % world:
             raise ValueError(f"batch_size must be a multiple of the {world} processes, got {arguments.batch_size}.")
@@ -284,18 +312,58 @@ class _Run:
             raise ValueError(f"expected at least one training image per process, got {len(data)} for {world}.")
         if arguments.log_with and self.folder is None:
             raise ValueError("log_with needs an output_dir to write to, got None.")
-        method.adapt(model)
+        method.adapt(self.model)
         self.result = Result(num_steps=self.num_steps, device=_device_name(self.accelerator.device))
-        self.fingerprint = _fingerprint(method, bn, arguments, data, model)
-        self.checkpoint = self._read_checkpoint() if resume else None
+        self.fingerprint = _fingerprint(method, bn, arguments, data, validation, self.model)
+        self.checkpoint: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.best_state: dict[str, Tensor] | None = None
         self.losses: list[tuple[int, float, float]] = []
         self.pending: list[tuple[int, Tensor, Tensor]] = []
         self.stale = 0  # validations since the best one
 
+    def _check_validation(self) -> None:
+        if self.validation is None:
+            if self.arguments.patience is not None:
+                raise ValueError(f"patience={self.arguments.patience} needs validation images, got validation=None.")
+            return
+        if not len(self.validation):
+            raise ValueError("expected validation images, got 0 of them; pass some, or validation=None.")
+        if self.validation.label_names != self.data.label_names:
+            raise ValueError(
+                f"expected validation images of the classes {listed(self.data.label_names)}, as in training, got "
+                f"{listed(self.validation.label_names)}."
+            )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Refuse a folder in which another process trains."""
+        if self.folder is None or not self.accelerator.is_main_process:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / "training.lock"):
+            yield
+
     def __call__(self) -> Result:
+        self.checkpoint = self._read_checkpoint() if self.resume else None
+        if self.checkpoint is not None and self.checkpoint[1]["end_weights"] == self.fingerprint["weights"]:
+            self._restore_result()
+            self._give(self.model.state_dict())
+        else:
+            self._give(self._train())
+        return self.result
+
+    def _give(self, state: dict[str, Tensor]) -> None:
+        self.method.adapt(self.given)
+        self.given.to(self.accelerator.device)
+        self.given.load_state_dict(state)
+        self.given.eval()
+
+    def _train(self) -> dict[str, Tensor]:
+        """All that the run holds; returns the plain state of the result."""
         device = self.accelerator.device
         self.model.to(device)
-        working = copy.deepcopy(self.model)  # ``self.model`` stays plain: it validates, and gets the result
+        working = copy.deepcopy(self.model)  # ``self.model`` stays plain: it validates
         if self.arguments.channels_last:
             working.to(memory_format=torch.channels_last)
         if self.arguments.sync_batchnorm and device.type == "cuda" and self.accelerator.num_processes > 1:
@@ -312,10 +380,7 @@ class _Run:
             logger.info(self.bn.describe(extractor, submodel))
         with self.method.setup(working, self._known_images()) as modules, self.bn.hold(extractor, submodel):
             task = Task(working, self.method, modules).to(device)
-            state = self._fit(task)
-        self.model.load_state_dict(state)
-        self.model.eval()
-        return self.result
+            return self._fit(task)
 
     def _known_images(self) -> Images | None:
         data = self.data
@@ -324,6 +389,8 @@ class _Run:
         return Images(len(data), lambda indices: self._to_float(data.get(indices)))
 
     def _to_float(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise DataError(f"expected uint8 images from the data, got {images.dtype}; training divides them by 255.")
         images = images.to(self.accelerator.device, non_blocking=True).float() / 255
         return images.contiguous(memory_format=torch.channels_last) if self.arguments.channels_last else images
 
@@ -339,6 +406,8 @@ class _Run:
         task.precision = self.result.precision = self._precision(task)
         wrapped = accelerator.prepare_model(task)
         self._open_logs()
+        if self.checkpoint is None and arguments.precision == "auto":
+            self._save(task, optimizer, 0)  # a run that dies before its first checkpoint must not choose again
         batches = self.data.training_batches(
             batch_size=arguments.batch_size,
             seed=arguments.seed,
@@ -350,8 +419,9 @@ class _Run:
         saved_at = time.monotonic()
         begun, seconds = saved_at, self.result.seconds
         bar = tqdm(total=self.num_steps, initial=start, disable=not main, unit="step", dynamic_ncols=True, mininterval=1.0)
+        done = start
         with bar:
-            for step in range(start, self.num_steps):
+            for step in range(start, start if self.result.stopped else self.num_steps):
                 try:
                     drawn = next(batches)
                 except StopIteration:
@@ -372,24 +442,31 @@ class _Run:
                 ):
                     self._flush()
                     self._validate(task, done, bar)
-                late = accelerator.num_processes == 1 and time.monotonic() - saved_at > 60 * arguments.checkpoint_minutes
-                due = epoch_end and (done // self.period) % arguments.checkpoint_every == 0
-                if due or late or done == self.num_steps or self.result.stopped:
-                    self._save(task, optimizer, done)
-                    saved_at = time.monotonic()
                 if self.result.stopped:
                     break
+                late = (
+                    arguments.checkpoint_minutes is not None
+                    and accelerator.num_processes == 1
+                    and time.monotonic() - saved_at > 60 * arguments.checkpoint_minutes
+                )
+                due = epoch_end and (done // self.period) % arguments.checkpoint_every == 0
+                if (due or late) and done < self.num_steps:
+                    self._save(task, optimizer, done)
+                    saved_at = time.monotonic()
         self._flush()
-        self.result.steps = start if self.num_steps == start else done
+        self.result.steps = done
         self.result.images_per_second = self.result.steps * arguments.batch_size / max(self.result.seconds, 1e-9)
         for tracker in accelerator.trackers:  # accelerate's end_training would also end the process group
             tracker.finish()
+        state = self._final_state(task)
+        if self.checkpoint is None or self.checkpoint[1]["end_weights"] is None:
+            self._save(task, optimizer, done, end_weights=_hash(state))
         accelerator.wait_for_everyone()
-        return self._final_state(task)
+        return state
 
     def _step(self, wrapped, task: Task, optimizer, trained: list[nn.Parameter], drawn, step: int) -> None:
         arguments, device = self.arguments, self.accelerator.device
-        torch.manual_seed((arguments.seed * 1_000_003 + step) * 4096 + self.accelerator.process_index)  # dropout
+        torch.manual_seed(step_seed(arguments.seed, step, self.accelerator.process_index))
         labels, indices = drawn.labels.to(device), drawn.indices.to(device)
         keys = image_keys(arguments.seed, drawn.epoch, indices)
         images = drawn.images.to(device, non_blocking=True)
@@ -400,7 +477,7 @@ class _Run:
             group["lr"] = arguments.lr * arguments.schedule.factor(step, self.num_steps)
         wrapped.train()
         outputs = wrapped(batch)
-        self.accelerator.backward(outputs["loss"])
+        outputs["loss"].backward()  # accelerate's backward divides by what the environment says of accumulation
         self._record(step, outputs, labels)
         if arguments.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, arguments.clip_grad_norm)
@@ -448,31 +525,37 @@ class _Run:
         state = self._current_state(task)
         self.model.load_state_dict(state)
         attacks: dict[str, Attack] = {"robust": self.arguments.validation_attack}
-        if isinstance(getattr(self.method, "attack", None), (FGSM, RFGSM, NFGSM)):
-            attacks["fgsm"] = FGSM(eps=self.arguments.validation_attack.eps)
+        if self._single_step:
+            attacks["fgsm"] = FGSM(eps=self.arguments.validation_attack.eps, norm=self.arguments.validation_attack.norm)
         accuracy = self._accuracies(attacks)
         found = Validation(step, accuracy["clean"], accuracy["robust"], accuracy.get("fgsm"))
         self.result.validations.append(found)
         best = self.result.best
         self.stale += 1
-        if best is None or (found.robust_acc, found.clean_acc) > (best.robust_acc, best.clean_acc):
+        if found.fgsm_acc is not None and found.fgsm_acc - found.robust_acc > OVERFITTING_GAP:
+            kept = "the best weights before it are kept"
+            if best is None:
+                kept = "these weights are kept, as there was no validation before it"
+            self.result.stopped = (
+                f"catastrophic overfitting at step {step}: FGSM accuracy {found.fgsm_acc:.1%} is more than "
+                f"{OVERFITTING_GAP:.0%} above PGD accuracy {found.robust_acc:.1%}; {kept}. Train with PGD, or a smaller eps"
+            )
+        elif best is None or (found.robust_acc, found.clean_acc) > (best.robust_acc, best.clean_acc):
             self.result.best, self.stale = found, 0
             self.best_state = {name: tensor.detach().clone() for name, tensor in state.items()}
             if self.folder is not None and self.accelerator.is_main_process:
-                _write(self.folder / "best.safetensors", self.best_state, {"validation": json.dumps(vars(found))})
+                _write(self.folder / "best.safetensors", self.best_state, {"validation": vars(found)})
+        elif self.arguments.patience is not None and self.stale >= self.arguments.patience:
+            self.result.stopped = f"robust accuracy on validation has not risen for {self.stale} validations"
         if self.accelerator.is_main_process:
             weak = "" if found.fgsm_acc is None else f", FGSM {found.fgsm_acc:.1%}"
             bar.write(f"step {step}: validation accuracy clean {found.clean_acc:.1%}, robust {found.robust_acc:.1%}{weak}")
             if self.arguments.log_with:
                 self.accelerator.log({f"validation/{name}_accuracy": value for name, value in accuracy.items()}, step=step)
-        if found.fgsm_acc is not None and found.fgsm_acc - found.robust_acc > OVERFITTING_GAP:
-            self.result.stopped = (
-                f"catastrophic overfitting at step {step}: FGSM accuracy {found.fgsm_acc:.1%} is more than "
-                f"{OVERFITTING_GAP:.0%} above PGD accuracy {found.robust_acc:.1%}; the best weights before it are kept. "
-                "Train with PGD, or a smaller eps"
-            )
-        elif self.arguments.patience is not None and self.stale >= self.arguments.patience:
-            self.result.stopped = f"robust accuracy on validation has not risen for {self.stale} validations"
+
+    @property
+    def _single_step(self) -> bool:
+        return isinstance(getattr(self.method, "attack", None), (FGSM, RFGSM, NFGSM))
 
     def _accuracies(self, attacks: Mapping[str, Attack]) -> dict[str, float]:
         """Of the plain model, over all processes."""
@@ -544,28 +627,21 @@ class _Run:
     def _final_state(self, task: Task) -> dict[str, Tensor]:
         overfitted = (self.result.stopped or "").startswith("catastrophic")
         if (self.arguments.load_best or overfitted) and self.result.best is not None:
+            assert self.best_state is not None
             self.result.weights = "best"
-            return self._best_state()
-        return {name: tensor.detach().clone() for name, tensor in self._current_state(task).items()}
-
-    def _best_state(self) -> dict[str, Tensor]:
-        if hasattr(self, "best_state"):
             return self.best_state
-        assert self.folder is not None  # only a resumed run has not met its best weights itself
-        tensors, _ = _read(self.folder / "best.safetensors")
-        return tensors
+        return {name: tensor.detach().clone() for name, tensor in self._current_state(task).items()}
 
     # Files
 
     @property
     def _checkpoint_path(self) -> Path:
         assert self.folder is not None
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / _CHECKPOINT
 
     def _open_logs(self) -> None:
-        """Make the folder, cut the log of losses at the step where the run goes on, start the trackers."""
+        """Cut the log of losses at the step where the run goes on, start the trackers."""
         if self.folder is not None and self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
             path, kept = self.folder / "losses.csv", []
             if self.checkpoint is not None and path.exists():
                 with open(path, newline="") as file:
@@ -576,8 +652,12 @@ class _Run:
         if self.arguments.log_with:
             self.accelerator.init_trackers("tracker")
 
-    def _save(self, task: Task, optimizer: torch.optim.Optimizer, step: int) -> str:
-        """Write a checkpoint from which the run goes on at ``step``; returns words on where it lies."""
+    def _save(self, task: Task, optimizer: torch.optim.Optimizer, step: int, *, end_weights: str | None = None) -> str:
+        """Write a checkpoint from which the run goes on at ``step``; returns words on where it lies.
+
+        Args:
+            end_weights: Hash of the result, where the run has ended.
+        """
         self._flush()
         if self.folder is None:
             return "; nothing was saved, as there is no output_dir."
@@ -597,9 +677,8 @@ class _Run:
                 "best": None if self.result.best is None else vars(self.result.best),
             }
             progress = {"step": step, "stale": self.stale, "result": result, "optimizer": scalars}
-            _write(
-                self._checkpoint_path, tensors, {"progress": json.dumps(progress), "fingerprint": json.dumps(self.fingerprint)}
-            )
+            record = {"progress": progress, "fingerprint": self.fingerprint, "end_weights": end_weights}
+            _write(self._checkpoint_path, tensors, record)
         return f"; the run goes on from {self._checkpoint_path} with resume=True."
 
     def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -607,21 +686,29 @@ class _Run:
             raise ValueError("resume=True needs the output_dir of the run, got None.")
         if not self._checkpoint_path.exists():
             return None
-        tensors, metadata = _read(self._checkpoint_path)
-        saved = json.loads(metadata["fingerprint"])
-        different = [key for key in self.fingerprint if saved.get(key) != self.fingerprint[key]]
+        tensors, record = _read(self._checkpoint_path)
+        saved, now = record["fingerprint"], self.fingerprint
+        different = [key for key in now if saved.get(key) != now[key]]
+        if now["weights"] == record["end_weights"]:
+            different = [key for key in different if key != "weights"]
         if different:
-            pairs = "; ".join(f"{key}: then {saved.get(key)}, now {self.fingerprint[key]}" for key in different)
+            pairs = "; ".join(f"{key}: then {saved.get(key)}, now {now[key]}" for key in different)
             raise ValueError(
                 f"expected the arguments with which {self._checkpoint_path} was begun, got others ({pairs}). "
                 "Use the same ones, or another output_dir."
             )
-        return tensors, json.loads(metadata["progress"])
+        if record["progress"]["step"] > self.num_steps:
+            raise ValueError(
+                f"expected a run of at most {self.num_steps} steps in {self._checkpoint_path}, got one at step "
+                f"{record['progress']['step']}. Use another output_dir."
+            )
+        return tensors, record
 
     def _restore(self, task: Task, optimizer: torch.optim.Optimizer) -> int:
         if self.checkpoint is None:
             return 0
-        tensors, progress = self.checkpoint
+        tensors, record = self.checkpoint
+        progress = record["progress"]
         device = self.accelerator.device
         task.load_state_dict(_under("task.", tensors))
         if self.average is not None:
@@ -632,12 +719,20 @@ class _Run:
             index, _, entry = name.partition(".")
             state.setdefault(int(index), {})[entry] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        result = progress["result"]
+        self._restore_result()
+        if self.result.best is not None and (self.arguments.load_best or self._single_step):
+            assert self.folder is not None
+            self.best_state, _ = _read(self.folder / "best.safetensors")
+        return int(progress["step"])
+
+    def _restore_result(self) -> None:
+        assert self.checkpoint is not None
+        progress = self.checkpoint[1]["progress"]
+        result = dict(progress["result"])
         result["validations"] = [Validation(**found) for found in result["validations"]]
         result["best"] = None if result["best"] is None else Validation(**result["best"])
         self.result = Result(**result | {"device": self.result.device})
         self.stale = progress["stale"]
-        return int(progress["step"])
 
 
 def _update_average(average: dict[str, Tensor], state: dict[str, Tensor], decay: float, step: int) -> None:
@@ -649,7 +744,53 @@ def _update_average(average: dict[str, Tensor], state: dict[str, Tensor], decay:
         average[name].copy_(state[name])
 
 
-def _fingerprint(method: Method, bn: BatchNormPolicy, arguments: TrainingArguments, data: Data, model: Classifier) -> dict:
+def _accelerator(arguments: TrainingArguments, folder: Path | None) -> Accelerator:
+    try:
+        return Accelerator(
+            mixed_precision="no",  # the step casts by itself: accelerate fixes one precision for a whole process
+            log_with=arguments.log_with,
+            project_dir=None if folder is None else str(folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        )
+    except ValueError as error:
+        if "mixed_precision" not in str(error):
+            raise
+        raise ValueError(
+            "expected a process without an Accelerator of another precision, as accelerate has one precision per process, got "
+            f"one made before. Make it with mixed_precision='no' (training casts by itself: precision={arguments.precision!r}), "
+            "or train in another process."
+        ) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file for this process; the lock ends with the block or with the process, however it dies."""
+    with open(path, "a+") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a decoding worker would keep it for a dead run
+            except (BlockingIOError, PermissionError) as error:
+                file.seek(0)
+                raise TrainingError(
+                    f"expected no other run in {path.parent}, got process {file.read().strip() or 'unknown'}, which trains "
+                    "there. Wait for it, end it, or use another output_dir."
+                ) from error
+            except OSError as error:  # a file system without locks
+                logger.warning("%s can't be locked (%s): take care that one run at a time uses the folder", path, error)
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _fingerprint(
+    method: Method,
+    bn: BatchNormPolicy,
+    arguments: TrainingArguments,
+    data: Data,
+    validation: ImageData | None,
+    model: Classifier,
+) -> dict[str, Any]:
     """What a run must have in common with the one it continues."""
     free = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
     chosen = {key: value for key, value in to_dict(arguments).items() if key not in free}
@@ -660,38 +801,59 @@ def _fingerprint(method: Method, bn: BatchNormPolicy, arguments: TrainingArgumen
                 "bn": to_dict(bn),
                 "arguments": chosen,
                 "architecture": [model.architecture, model.num_classes, model.model_args],
-                "data": data.description.get("fingerprint"),
-                "weights": _state_hash(model),
+                "data": data.fingerprint() if isinstance(data, ImageData) else data.description.get("fingerprint"),
+                "validation": None if validation is None else validation.fingerprint(),
+                "weights": _hash(model.state_dict()),
             }
         )
     )
 
 
-def _state_hash(model: Classifier) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+def _hash(tensors: Mapping[str, Tensor], record: str = "") -> str:
+    digest = hashlib.sha256(record.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write a safetensors file so that a reader sees the old one or the new one, whenever this process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     # memory formats are the loader's business; tensors that share memory would be refused
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary, dict(metadata))
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(record)
+    try:
+        save_file(tensors, temporary, {"cartl_hub": json.dumps({"record": text, "hash": _hash(tensors, text)})})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        with suppress(OSError):
+            temporary.unlink()
+        kept = f"the {path.name} of an earlier step is kept" if path.exists() else f"there is no earlier {path.name}"
+        raise TrainingError(
+            f"expected to write {path}, got an error ({error}); {kept}. Is the disk full? Mend it and train with resume=True."
+        ) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and record that :func:`_write` wrote.
+
+    Raises:
+        TrainingError: If they are not those, to the bit.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"expected a checkpoint of cartl_hub in {path}, got a damaged file ({error}). Remove it to start again."
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            written = json.loads(file.metadata()["cartl_hub"])
+        if _hash(tensors, written["record"]) != written["hash"]:
+            raise ValueError("its content is not what was written")
+        return tensors, json.loads(written["record"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"expected {path} as the run wrote it, got a missing or damaged file ({error}). Put a copy there, or remove "
+            f"{path.with_name(_CHECKPOINT)} to start again."
         ) from error
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cartl_hub.attacks import FGSM, NFGSM, PGD, RFGSM, fgsm, pgd
 from cartl_hub.attacks import attack as base
+from cartl_hub.attacks.losses import cross_entropy
 from cartl_hub.randomness import START, image_keys, uniform
 
 ATTACKS = {
@@ -441,7 +442,7 @@ def test_logits_in_half_precision():
 
     model, images, labels, keys, _ = linear_problem(0.1, "Linf")
     model = Half(model.weight.detach())
-    _, losses, logits = base.input_gradient(model, images, labels, base.cross_entropy)
+    _, losses, logits = base.input_gradient(model, images, labels, cross_entropy)
     assert losses.dtype == logits.dtype == torch.float32
     adversarial = replace(ATTACKS["PGD"], steps=8)(model, images, labels, keys, until_broken=True)
     assert correct(model, adversarial, labels).tolist() == [False] * 12 + [True] * 12
@@ -524,7 +525,7 @@ def test_no_pixel_is_nan_where_the_gradient_is(name):
 
     _, images, labels, keys, _ = linear_problem(0.1, "Linf")
     model = Undefined(torch.ones(192))
-    gradient, *_ = base.input_gradient(model, images, labels, base.cross_entropy)
+    gradient, *_ = base.input_gradient(model, images, labels, cross_entropy)
     assert gradient.isnan().all()
     assert ATTACKS[name](model, images, labels, keys).isfinite().all()
 

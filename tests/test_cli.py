@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from conftest import make_model
 from PIL import Image
 from typer.testing import CliRunner
 
+import cartl_hub
 from cartl_hub import ModelError, load_model, save_model
-from cartl_hub.cli import app
+from cartl_hub.cli import _plain, app
 from cartl_hub.testing import LocalHub
 
-COMMANDS = ("finetune", "evaluate", "predict", "pretrain", "blocks", "sources", "publish", "import", "card", "quickstart")
+COMMANDS = ("finetune", "evaluate", "compare", "predict", "pretrain", "blocks", "sources", "publish", "import", "card")
+COMMANDS += ("quickstart",)
 
 
 def run(*arguments):
@@ -65,9 +68,17 @@ def test_main_job(photos, source, tmp_path):
     assert (model / "report.html").exists()
     named = run("predict", model, photos / "dark" / "1.png", "--top", 1)
     assert re.search(r"1\.png: (bright|dark) \d+\.\d%", named.output)
-    measured = run("evaluate", model, photos, "--num-images", 2, "--output", tmp_path / "report")
+    measured = run("evaluate", model, photos, "--seed", 5, "--output", tmp_path / "report")
     assert measured.exit_code == 0, measured.output
-    assert (tmp_path / "report" / "report.json").exists()
+    again, first = (json.loads((folder / "report.json").read_text()) for folder in (tmp_path / "report", model))
+    assert again["data"]["index_hash"] == first["data"]["index_hash"]  # what was set aside, whatever the seed of the attacks
+    assert again["num_images"] == 4
+    compared = run("compare", model, tmp_path / "report", "--output", tmp_path / "comparison")
+    assert compared.exit_code == 0, compared.output
+    assert (tmp_path / "comparison" / "comparison.html").exists()
+    file = tmp_path / "file"
+    file.touch()
+    assert "expected a folder for the output" in run("evaluate", model, photos, "--output", file).output
 
 
 def test_publish_and_find(source, photos, tmp_path):
@@ -131,6 +142,18 @@ def test_sources_are_listed():
     assert markdown.startswith("| id |")
 
 
+def test_version():
+    assert run("--version").output.strip() == cartl_hub.__version__
+
+
+def test_names_of_others_are_shown_as_they_are():
+    assert _plain("[/bold]a\x1b[2Jb").plain == "[/bold]a[2Jb"
+
+
+def test_unknown_names_are_answered_with_similar_ones():
+    assert "Similar names: wrn16_2" in str(run("blocks", "wrn16_22").exception)
+
+
 def test_errors_are_one_line():
     done = subprocess.run(
         [sys.executable, "-m", "cartl_hub.cli", "predict", "no_such_model", __file__], capture_output=True, text=True, check=False
@@ -142,3 +165,23 @@ def test_errors_are_one_line():
 
 def test_radius_is_checked():
     assert "expected a radius such as 8/255" in run("evaluate", "x", "y", "--eps", "eight").output
+
+
+def test_any_module_can_be_measured(photos, tmp_path, monkeypatch):
+    (tmp_path / "toy_net.py").write_text(
+        "import torch\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 2))\n"
+        "def wrong():\n"
+        "    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = [photos, "--image-size", 16, "--strength", "quick", "--no-checks", "--output", "report"]
+    done = run("evaluate", "toy_net:make", *options)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["num_images"] == 20  # nobody has trained on them
+    assert run("evaluate", "toy_net:make", *options, "--fail-under", "1").exit_code == 1
+    assert "expected a torch module" in run("evaluate", "toy_net:wrong", *options).output
+    assert "expected module:function" in run("evaluate", "toy_net:none", *options).output
+    assert "pass --image-size" in run("evaluate", "toy_net:make", photos).output

@@ -47,9 +47,9 @@ def test_nested():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("NEFT", "expected a mapping with a name, one of PGD, .*; got 'NEFT'"),
-        ({"num_blocks": 2}, "the name is missing; expected one of PGD"),
-        ({"name": "NEFFT"}, r"unknown name 'NEFFT' \(did you mean 'NEFT'\?\); expected one of PGD"),
+        ("NEFT", "expected a mapping with a name, one of .*; got 'NEFT'"),
+        ({"num_blocks": 2}, "the name is missing; expected one of .*FDM"),
+        ({"name": "NEFFT"}, r"unknown name 'NEFFT' \(did you mean 'NEFT'\?\); expected one of .*FDM"),
         ({"name": ["NEFT"]}, r"unknown name \['NEFT'\].*; expected one of"),
         ({"name": "NEFT", "num_block": 2}, r"NEFT has no 'num_block' \(did you mean 'num_blocks'\?\); it has num_blocks, beta"),
         ({"name": "NEFT"}, "NEFT can't be made: num_blocks: Field required"),
@@ -58,8 +58,8 @@ def test_nested():
         ({"name": "NEFT", "num_blocks": 2, "beta": -1}, "NEFT can't be made: NEFT: beta must be > 0, got -1"),
         ({"name": "NEFT", "num_blocks": 2, "sigma": "svd"}, "NEFT can't be made: sigma: Input should be 'kernel' or 'operator'"),
         ({"name": "FDM", "num_blocks": 2, "attack": "PGD"}, "FDM can't be made: attack: Input should be"),
-        ({"name": "FDM", "num_blocks": 2, "attack": {"eps": 0.1}}, "attack: the name is missing; expected one of PGD, FGSM"),
-        ({"name": "FDM", "num_blocks": 2, "attack": {"name": "NEFT"}}, "attack: unknown name 'NEFT'; expected one of PGD, FGSM"),
+        ({"name": "FDM", "num_blocks": 2, "attack": {"eps": 0.1}}, "attack: the name is missing; expected one of .*FGSM"),
+        ({"name": "FDM", "num_blocks": 2, "attack": {"name": "NEFT"}}, "attack: unknown name 'NEFT'; expected one of .*FGSM"),
         (
             {"name": "FDM", "num_blocks": 2, "attack": PGD_7 | {"step": 1}},
             r"attack: PGD has no 'step' \(did you mean 'steps'\?\)",

@@ -103,7 +103,49 @@ def test_subset_keeps_images_labels_and_description():
     part = data.subset([4, 2, 19], split="some")
     assert torch.equal(part.images, data.images[[4, 2, 19]])
     assert torch.equal(part.labels, data.labels[[4, 2, 19]])
-    assert part.description == data.description | {"split": "some", "num_images": 3}
+    assert part.description == {"id": "toy", "split": "some", "num_images": 3}  # the whole's fingerprint is not the part's
+
+
+def test_the_fingerprint_is_of_the_content():
+    data = toy_data(23)
+    assert data.fingerprint() == toy_data(23).fingerprint() == data.subset(range(23)).fingerprint()
+    other = toy_data(23)
+    other.images[7, 1, 4, 4] ^= 1
+    assert len({part.fingerprint() for part in (data, other, toy_data(22), data.subset(range(22, -1, -1)), lazy(data))}) == 5
+    held = ImageData(data.labels, data.label_names, data.images.contiguous(memory_format=torch.channels_last))
+    assert held.fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"images": torch.rand(6, 3, 8, 8)},
+            r"expected uint8 images \[N, C, H, W\], got torch.float32 \[6, 3, 8, 8\]; for floats",
+        ),
+        ({"images": torch.zeros(6, 8, 8, dtype=torch.uint8)}, r"expected uint8 images .* got torch.uint8 \[6, 8, 8\]"),
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, "expected a label for each of the 6 images, got 5 labels"),
+        ({"labels": torch.zeros(6)}, r"expected int64 labels \[N\], got torch.float32 \[6\]"),
+        ({"labels": torch.zeros(6, 1, dtype=torch.int64)}, r"expected int64 labels \[N\], got torch.int64 \[6, 1\]"),
+        ({"labels": torch.arange(6)}, "expected labels from 0 to 2, as there are 3 label names, got labels from 0 to 5"),
+        ({"labels": torch.arange(6) % 3 - 1}, "expected labels from 0 to 2, .* got labels from -1 to 1"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit(changes, message):
+    fitting = {
+        "labels": torch.arange(6) % 3,
+        "label_names": ("a", "b", "c"),
+        "images": torch.zeros(6, 3, 8, 8, dtype=torch.uint8),
+    }
+    assert len(ImageData(**fitting)) == 6
+    with pytest.raises(DataError, match=message):
+        ImageData(**fitting | changes)
+
+
+@pytest.mark.parametrize("padding", [-1, 1.5])
+def test_padding_out_of_range(padding):
+    with pytest.raises(ValueError, match="padding must be"):
+        Augmentation(padding=padding)
 
 
 class Lazy:

@@ -1,89 +1,21 @@
 """The evaluation against models whose robust accuracy is known, and what it refuses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from known_models import EPS, FloatData, Linear, curved_case, linear_case
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from cartl_hub.attacks import FGSM, PGD, Attack
-from cartl_hub.data import Drawn, ImageData, StreamingData
+from cartl_hub.attacks import APGD, APGDT, FGSM, PGD, Attack, Noise, Square
+from cartl_hub.data import ImageData, StreamingData
 from cartl_hub.evaluation import CURVE_EPS, default_attacks, evaluate
-from cartl_hub.images import ImagePolicy
 
-EPS = 8 / 255
 FEW = {"FGSM": FGSM(eps=EPS), "PGD-3": PGD(eps=EPS, step_size=EPS, steps=3)}
-
-
-class Linear(nn.Module):
-    """Two classes; an Linf ball of radius eps lowers the margin by eps times the 1-norm of the weight, no attack by more."""
-
-    def __init__(self, channels: int = 3, size: int = 4):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(channels * size * size, generator=torch.Generator().manual_seed(3)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        margin = (images.flatten(1) - 0.5) @ self.weight
-        return torch.stack([torch.zeros_like(margin), margin], 1)
-
-
-class Curved(nn.Module):
-    """A small network on which more steps break more images."""
-
-    def __init__(self, num_classes: int = 4):
-        super().__init__()
-        torch.manual_seed(7)
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, num_classes))
-        self.seen = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.seen += len(images)
-        return self.layers(4 * images - 2)
-
-
-@dataclass
-class FloatData:
-    """A data set of somebody else."""
-
-    images: Tensor
-    labels: Tensor
-    label_names: tuple[str, ...] = ("no", "yes")
-
-    @property
-    def description(self):
-        return {"id": "foreign"}
-
-    def batches(self, batch_size):
-        for indices in torch.arange(len(self.labels)).split(batch_size):
-            yield Drawn(self.images[indices], self.labels[indices], indices, 0)
-
-
-def pixels(num: int, channels: int = 3, size: int = 4) -> Tensor:
-    """Far from 0 and 255, so that no perturbation is clipped."""
-    return torch.randint(77, 179, (num, channels, size, size), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
-
-
-def linear_case(num: int = 60, channels: int = 3) -> tuple[Linear, ImageData, np.ndarray]:
-    """A model, data on which about a fifth of the labels are wrong, and each image's signed margin."""
-    model, images = Linear(channels).eval(), pixels(num, channels)
-    with torch.no_grad():
-        margin = model(images / 255)[:, 1]
-    labels = (margin > 0).long()
-    labels[::5] = 1 - labels[::5]
-    signed = torch.where(labels == 1, margin, -margin).numpy()
-    return model, ImageData(labels, ("no", "yes"), images, ImagePolicy(size=(4, 4)), {"id": "toy", "split": "test"}), signed
-
-
-def curved_case(num: int = 80) -> tuple[Curved, ImageData]:
-    model, images = Curved().eval(), pixels(num)
-    with torch.no_grad():
-        labels = model(images / 255).argmax(1)
-    model.seen = 0
-    return model, ImageData(labels, tuple("abcd"), images, ImagePolicy(size=(4, 4)), {"id": "toy", "split": "test"})
 
 
 # Known answers
@@ -93,7 +25,7 @@ def curved_case(num: int = 80) -> tuple[Curved, ImageData]:
 def test_linear_model_has_its_known_robust_accuracy(channels):
     model, data, signed = linear_case(channels=channels)
     l1, l2 = float(model.weight.detach().abs().sum()), float(model.weight.detach().norm())
-    report = evaluate(model, data, attacks=default_attacks(eps=EPS, l2_eps=0.05), curve=None, progress=False)
+    report = evaluate(model, data, attacks=default_attacks(eps=EPS, l2_eps=0.05), curve=None, checks=False, progress=False)
     stands = {"Linf": signed > EPS * l1, "L2": signed > 0.05 * l2}
     assert 0 < stands["Linf"].sum() < stands["L2"].sum() < (signed > 0).sum()  # the case tells them apart
     np.testing.assert_array_equal(report.verdicts.correct["clean"], signed > 0)
@@ -111,7 +43,7 @@ def test_linear_model_has_its_known_robust_accuracy(channels):
 
 def test_curve_is_that_of_the_linear_model():
     model, data, signed = linear_case()
-    report = evaluate(model, data, attacks=FEW, curve_images=30, progress=False)
+    report = evaluate(model, data, attacks=FEW, curve_images=30, checks=False, progress=False)
     l1 = float(model.weight.detach().abs().sum())
     expected = [int((signed[:30] > eps * l1).sum()) for eps in CURVE_EPS]
     assert list(report.curve.correct) == expected
@@ -126,7 +58,7 @@ def test_curve_is_that_of_the_linear_model():
 
 def test_curve_falls_on_a_network():
     model, data = curved_case()
-    report = evaluate(model, data, attacks=FEW, progress=False)
+    report = evaluate(model, data, attacks=FEW, checks=False, progress=False)
     accuracy = report.curve.accuracy
     assert accuracy[0] == 1
     assert len(set(accuracy)) > 4
@@ -148,7 +80,7 @@ def test_worst_case_is_per_image_and_smaller_balls_belong_to_larger_ones():
     model, data, signed = linear_case()
     two, three = (data.images.flatten(1).sum(1).numpy() % by == 0 for by in (2, 3))
     attacks = {"two": Breaks(eps=0.25, by=2), "three": Breaks(eps=0.2, by=3)}
-    report = evaluate(model, data, attacks=attacks, curve=None, progress=False)
+    report = evaluate(model, data, attacks=attacks, curve=None, checks=False, progress=False)
     right = signed > 0
     assert (two & ~three & right).any()
     assert (three & ~two & right).any()
@@ -160,15 +92,53 @@ def test_worst_case_is_per_image_and_smaller_balls_belong_to_larger_ones():
     np.testing.assert_array_equal(report.standing("Linf 51/255"), right & ~three)
 
 
+@pytest.mark.parametrize(("num_classes", "channels", "size"), [(2, 1, 8), (3, 3, 8), (3, 1, 100)])
+def test_every_default_attack_runs_on_few_classes_one_channel_and_large_images(num_classes, channels, size):
+    images = torch.randint(0, 256, (9, channels, size, size), dtype=torch.uint8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, num_classes)).eval()
+    with torch.no_grad():
+        labels = model(images / 255).argmax(1)
+    data = ImageData(labels, tuple("abc"[:num_classes]), images)
+    attacks = default_attacks(eps=1 / 255, l2_eps=0.01, strength="full")
+    attacks |= {"APGD-T": replace(attacks["APGD-T"], steps=5), "Square": replace(attacks["Square"], queries=20)}
+    report = evaluate(model, data, attacks=attacks, curve=(0, 1 / 255), progress=False)
+    assert report.clean.correct == 9
+    assert report.robust.correct <= report.attacks["PGD-100"].correct
+    assert list(report.worst_case) == ["Linf 1/255", "L2 0.01"]
+    assert not [check for check in report.checks if check.status in ("warn", "fail")]
+
+
+def test_default_attacks():
+    assert default_attacks() == default_attacks(strength="standard")
+    names = {strength: list(default_attacks(strength=strength)) for strength in ("quick", "standard", "full")}
+    assert names == {
+        "quick": ["FGSM", "PGD-20", "PGD-20 L2"],
+        "standard": ["FGSM", "PGD-20", "PGD-100", "APGD-T", "PGD-20 L2"],
+        "full": ["FGSM", "PGD-20", "PGD-100", "APGD-CE", "APGD-T", "Square", "PGD-20 L2"],
+    }
+    full = default_attacks(eps=0.1, l2_eps=1.0, strength="full")
+    assert full["APGD-CE"] == APGD(eps=0.1, steps=100, loss="ce")
+    assert full["APGD-T"] == APGDT(eps=0.1, steps=100, num_targets=9)
+    assert full["Square"] == Square(eps=0.1, queries=5000)
+    assert full["PGD-20"] == PGD(eps=0.1, step_size=0.025, steps=20)
+    assert full["PGD-20 L2"] == PGD(eps=1.0, step_size=0.125, steps=20, norm="L2")
+    in_l2 = default_attacks(eps=0.1, l2_eps=1.0, norm="L2", strength="full")
+    assert {(attack.norm, attack.eps) for attack in in_l2.values()} == {("L2", 1.0)}
+    assert list(in_l2) == [f"{name} L2" for name in names["full"][:-1]]
+    for wrong in ({"norm": "L1"}, {"strength": "strong"}):
+        with pytest.raises(ValueError, match=r"expected a norm of \('Linf', 'L2'\) and a strength of .*, got"):
+            default_attacks(**wrong)
+
+
 # Batches and survivors
 
 
 def test_more_steps_on_survivors_are_the_same_as_on_all():
     short, long = PGD(eps=EPS, step_size=EPS / 4, steps=3), PGD(eps=EPS, step_size=EPS / 4, steps=30)
     model, data = curved_case()
-    alone = evaluate(model, data, attacks={"long": long}, curve=None, progress=False)
+    alone = evaluate(model, data, attacks={"long": long}, curve=None, checks=False, progress=False)
     seen_alone, model.seen = model.seen, 0
-    both = evaluate(model, data, attacks={"short": short, "long": long}, curve=None, progress=False)
+    both = evaluate(model, data, attacks={"short": short, "long": long}, curve=None, checks=False, progress=False)
     assert model.seen < 1.1 * seen_alone + len(data)  # the short attack took little beside the long one's own steps
     np.testing.assert_array_equal(both.verdicts.correct["long"], alone.verdicts.correct["long"])
     assert 0 < both.attacks["long"].correct < both.attacks["short"].correct < len(data)
@@ -197,7 +167,7 @@ def test_other_attacks_get_all_images(change, of_both, monkeypatch):
         return search(self, model, images, labels, keys, until_broken=until_broken)
 
     monkeypatch.setattr(PGD, "__call__", counted)
-    evaluate(model, data, attacks={"shorter": shorter, "longer": longer}, curve=None, progress=False)
+    evaluate(model, data, attacks={"shorter": shorter, "longer": longer}, curve=None, checks=False, progress=False)
     assert attacked == [(shorter, (signed > 0).sum()), (longer, (signed > 0).sum())]
 
 
@@ -205,9 +175,9 @@ def test_verdicts_do_not_depend_on_the_batch_size_and_batches_stay_full():
     model, data = curved_case()
     sizes = []
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    whole = evaluate(model, data, attacks=FEW, progress=False)
+    whole = evaluate(model, data, attacks=FEW, checks=False, progress=False)
     sizes.clear()
-    parts = evaluate(model, data, attacks=FEW, batch_size=7, progress=False)
+    parts = evaluate(model, data, attacks=FEW, batch_size=7, checks=False, progress=False)
     assert max(sizes) == 7
     for name in whole.verdicts.correct:
         np.testing.assert_array_equal(parts.verdicts.correct[name], whole.verdicts.correct[name], err_msg=name)
@@ -219,7 +189,9 @@ def test_seed_decides_the_random_starts():
     attacks = {"PGD-1": PGD(eps=EPS, step_size=0.0, steps=1)}  # the start alone
 
     def verdicts(seed):
-        return evaluate(model, data, attacks=attacks, curve=None, seed=seed, progress=False).verdicts.correct["PGD-1"]
+        return evaluate(model, data, attacks=attacks, curve=None, seed=seed, checks=False, progress=False).verdicts.correct[
+            "PGD-1"
+        ]
 
     np.testing.assert_array_equal(verdicts(0), verdicts(0))
     assert any((verdicts(0) != verdicts(seed)).any() for seed in range(1, 6))
@@ -227,11 +199,11 @@ def test_seed_decides_the_random_starts():
 
 def test_num_images_takes_the_first():
     model, data, signed = linear_case()
-    report = evaluate(model, data, attacks=FEW, curve=None, num_images=13, batch_size=5, progress=False)
+    report = evaluate(model, data, attacks=FEW, curve=None, num_images=13, batch_size=5, checks=False, progress=False)
     assert report.verdicts.indices.tolist() == list(range(13))
     assert (report.num_images, report.complete) == (13, False)
     np.testing.assert_array_equal(report.verdicts.correct["clean"], signed[:13] > 0)
-    assert evaluate(model, data, attacks=FEW, curve=None, num_images=len(data), progress=False).complete
+    assert evaluate(model, data, attacks=FEW, curve=None, num_images=len(data), checks=False, progress=False).complete
 
 
 def test_stream_is_measured_like_images_in_memory():
@@ -242,13 +214,13 @@ def test_stream_is_measured_like_images_in_memory():
     stream = StreamingData(
         table.to_iterable_dataset(), ("no", "yes"), data.policy, "image", "label", description=data.description
     )
-    report = evaluate(model, stream, attacks=FEW, batch_size=16, progress=False)
-    held = evaluate(model, data, attacks=FEW, batch_size=16, progress=False)
+    report = evaluate(model, stream, attacks=FEW, batch_size=16, checks=False, progress=False)
+    held = evaluate(model, data, attacks=FEW, batch_size=16, checks=False, progress=False)
     assert report.complete
     for name in held.verdicts.correct:
         np.testing.assert_array_equal(report.verdicts.correct[name], held.verdicts.correct[name])
     part = StreamingData(table.to_iterable_dataset(), ("no", "yes"), data.policy, "image", "label", part=(0.0, 0.5))
-    indices = evaluate(model, part, attacks=FEW, curve=None, num_images=10, progress=False).verdicts.indices
+    indices = evaluate(model, part, attacks=FEW, curve=None, num_images=10, checks=False, progress=False).verdicts.indices
     assert len(indices) == 10
     assert indices.max() > 9  # positions in the stream, not in the part
 
@@ -284,19 +256,20 @@ class ReturnsNaN(Attack):
 )
 def test_images_outside_the_threat_model_break_nothing(attack, caplog):
     model, data, signed = linear_case()
-    report = evaluate(model, data, attacks={"leaves": attack}, curve=None, progress=False)
+    report = evaluate(model, data, attacks={"leaves": attack}, curve=None, checks=False, progress=False)
     assert report.attacks["leaves"].correct == report.clean.correct
     assert report.attacks["leaves"].rejected == (signed > 0).sum()
     assert "moved images out" in caplog.text
-    inside = evaluate(model, data, attacks={"stays": Leaves(eps=0.25, shift=0.25)}, curve=None, progress=False)
+    inside = evaluate(model, data, attacks={"stays": Leaves(eps=0.25, shift=0.25)}, curve=None, checks=False, progress=False)
     assert inside.attacks["stays"].correct < inside.clean.correct
     assert inside.attacks["stays"].rejected == 0
 
 
 def test_samples_are_broken_images_of_different_classes():
     model, data = curved_case()
-    report = evaluate(model, data, attacks=FEW, curve=None, progress=False)
+    report = evaluate(model, data, attacks=FEW, curve=None, checks=False, progress=False)
     assert len(report.samples) == 8
+    assert report.attacks["PGD-3"].correct <= report.attacks["FGSM"].correct  # of two that broke as many, the later one
     assert {sample.label for sample in report.samples} == set(data.labels[~report.verdicts.correct["PGD-3"]].tolist())
     for sample in report.samples:
         assert sample.attack == "PGD-3"
@@ -310,7 +283,7 @@ def test_samples_are_broken_images_of_different_classes():
 
 def test_images_of_many_channels_have_no_samples():
     model, data, _ = linear_case(channels=5)
-    assert evaluate(model, data, attacks=FEW, curve=None, progress=False).samples == ()
+    assert evaluate(model, data, attacks=FEW, curve=None, checks=False, progress=False).samples == ()
 
 
 # What is refused
@@ -324,7 +297,34 @@ def test_train_mode_is_refused(train):
     model.eval()
     train(model).train()
     with pytest.raises(ValueError, match=r"train mode \(.*\); call model.eval\(\) first"):
-        evaluate(model, linear_case()[1], progress=False)
+        evaluate(model, linear_case()[1], checks=False, progress=False)
+
+
+@pytest.mark.parametrize("num_images", [2, 60])
+def test_statistics_of_the_batch_are_refused(num_images):
+    layers = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(48, 2)).eval()
+    with pytest.raises(ValueError, match=r"expected logits that depend on one image each, .*use stored statistics"):
+        evaluate(layers, linear_case(num_images)[1], attacks=FEW, checks=False, progress=False)
+
+
+class Decides(Linear):
+    """Gives classes, not logits."""
+
+    def forward(self, images):
+        return nn.functional.one_hot(super().forward(images).argmax(1), 2).float()
+
+
+def test_logits_without_a_gradient_are_refused_for_attacks_that_need_one():
+    _, data, _ = linear_case()
+    model = Decides().eval()
+    with pytest.raises(ValueError, match=r"expected logits with a gradient in the pixels for FGSM, PGD-3, .*Square, Noise"):
+        evaluate(model, data, attacks=FEW, curve=None, progress=False)
+    without = {"Square": Square(eps=EPS, queries=5), "noise": Noise(eps=EPS, samples=5)}
+    with pytest.raises(ValueError, match="for the curve, got logits without one"):
+        evaluate(model, data, attacks=without, progress=False)
+    report = evaluate(model, data, attacks=without, curve=None, progress=False)
+    assert report.robust.correct < report.clean.correct
+    assert {check.name: check.status for check in report.checks}["zero-gradient"] == "fail"
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
@@ -333,15 +333,15 @@ def test_images_outside_the_unit_interval_are_refused(value):
     images = data.images / 255
     images[11, 0, 1, 2] = value
     with pytest.raises(ValueError, match=r"expected images in \[0, 1\], got image 11 .*leave out the normalisation"):
-        evaluate(model, FloatData(images, data.labels), attacks=FEW, batch_size=4, progress=False)
-    report = evaluate(model, FloatData(data.images / 255, data.labels), attacks=FEW, curve=None, progress=False)
-    assert report.attacks == evaluate(model, data, attacks=FEW, curve=None, progress=False).attacks
+        evaluate(model, FloatData(images, data.labels), attacks=FEW, batch_size=4, checks=False, progress=False)
+    report = evaluate(model, FloatData(data.images / 255, data.labels), attacks=FEW, curve=None, checks=False, progress=False)
+    assert report.attacks == evaluate(model, data, attacks=FEW, curve=None, checks=False, progress=False).attacks
 
 
 def test_integers_that_are_no_bytes_are_refused():
     model, data, _ = linear_case()
     with pytest.raises(ValueError, match=r"uint8 or floats in \[0, 1\], got torch.int64"):
-        evaluate(model, FloatData(data.images.long(), data.labels), attacks=FEW, progress=False)
+        evaluate(model, FloatData(data.images.long(), data.labels), attacks=FEW, checks=False, progress=False)
 
 
 def test_logits_of_another_shape_are_refused():
@@ -349,7 +349,7 @@ def test_logits_of_another_shape_are_refused():
     for head, got in ((nn.Linear(48, 3), r"\[60, 3\]"), (nn.Identity(), r"\[60, 48\]"), (nn.LSTM(48, 2), "tuple")):
         model = nn.Sequential(nn.Flatten(), head).eval()
         with pytest.raises(ValueError, match=rf"expected logits \[60, 2\].*got {got}; wrap the model"):
-            evaluate(model, data, attacks=FEW, progress=False)
+            evaluate(model, data, attacks=FEW, checks=False, progress=False)
 
 
 @pytest.mark.parametrize("label", [-1, 2])
@@ -357,13 +357,13 @@ def test_labels_outside_the_classes_are_refused(label):
     model, data, _ = linear_case()
     data.labels[3] = label
     with pytest.raises(ValueError, match="expected labels from 0 to 1"):
-        evaluate(model, data, attacks=FEW, progress=False)
+        evaluate(model, data, attacks=FEW, checks=False, progress=False)
 
 
 def test_empty_data_are_refused():
     model, data, _ = linear_case()
     with pytest.raises(ValueError, match="expected at least one image, got none"):
-        evaluate(model, data.subset([]), attacks=FEW, progress=False)
+        evaluate(model, data.subset([]), attacks=FEW, checks=False, progress=False)
 
 
 def test_logits_that_are_not_finite_are_refused_with_the_images():
@@ -376,16 +376,16 @@ def test_logits_that_are_not_finite_are_refused_with_the_images():
     _, data, _ = linear_case()
     data.images[[4, 9, 30], 0, 0, 0] = 255
     with pytest.raises(ValueError, match=r"NaN or infinite ones on clean images with index 4, 9, 30; check"):
-        evaluate(Overflows().eval(), data, attacks=FEW, progress=False)
+        evaluate(Overflows().eval(), data, attacks=FEW, checks=False, progress=False)
     data.images[:, 0, 0, 0] = 254
     with pytest.raises(ValueError, match=r"on the images of FGSM with index .* more; check"):
-        evaluate(Overflows().eval(), data, attacks={"FGSM": FGSM(eps=1 / 255)}, progress=False)
+        evaluate(Overflows().eval(), data, attacks={"FGSM": FGSM(eps=1 / 255)}, checks=False, progress=False)
 
 
 def test_other_precisions_are_refused():
     model, data, _ = linear_case()
     with pytest.raises(ValueError, match=r"expected a model in torch.float32, got weight in torch.bfloat16; call model.float"):
-        evaluate(model.bfloat16(), data, attacks=FEW, progress=False)
+        evaluate(model.bfloat16(), data, attacks=FEW, checks=False, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +395,9 @@ def test_other_precisions_are_refused():
         ({"attacks": {"clean": FGSM(eps=EPS)}}, 'another name for the attack "clean"'),
         ({"num_images": 0}, "num_images >= 1, got 0"),
         ({"batch_size": 0}, "batch_size >= 1, got 0"),
+        ({"check_images": 0}, "check_images >= 1, got 0"),
+        ({"checks": ["determinism", "luck"]}, "expected names of checks, got 'luck'; there are determinism, "),
+        ({"keep": True}, "expected resume=, the folder to keep"),
         ({"curve": (0.1, 0.2)}, "rising radii from 0"),
         ({"curve": (0, 0.2, 0.2)}, "rising radii from 0"),
         ({"context": {"loss": float("nan")}}, "expected JSON .* in the context"),
@@ -405,7 +408,7 @@ def test_wrong_arguments_are_refused_before_the_first_batch(arguments, message, 
     model, data, _ = linear_case()
     monkeypatch.setattr(ImageData, "batches", None)
     with pytest.raises(ValueError, match=message):
-        evaluate(model, data, **({"attacks": FEW, "progress": False} | arguments))
+        evaluate(model, data, **({"attacks": FEW, "checks": False, "progress": False} | arguments))
 
 
 # What is left as it was
@@ -426,7 +429,7 @@ def test_nothing_changes(wrn, data):
     before = {name: tensor.clone() for name, tensor in wrn.state_dict().items()}
     state, switches = torch.get_rng_state(), (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
     attacks = FEW | {"backward": CallsBackward(eps=EPS)}
-    report = evaluate(wrn, data, attacks=attacks, num_images=4, curve=(0, EPS), progress=False)
+    report = evaluate(wrn, data, attacks=attacks, num_images=4, curve=(0, EPS), checks=False, progress=False)
     assert report.num_images == 4
     assert [parameter.requires_grad for parameter in wrn.parameters()] == required
     assert all(parameter.grad is None for parameter in wrn.parameters())
@@ -464,9 +467,9 @@ def test_fp32_inside_and_the_switches_as_before(chosen):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 if failing:
                     with pytest.raises(ValueError, match="finite"):
-                        evaluate(Looks().eval().apply(_spoil), data, attacks=FEW, progress=False)
+                        evaluate(Looks().eval().apply(_spoil), data, attacks=FEW, checks=False, progress=False)
                 else:
-                    evaluate(Looks().eval(), data, attacks=FEW, num_images=4, curve=None, progress=False)
+                    evaluate(Looks().eval(), data, attacks=FEW, num_images=4, curve=None, checks=False, progress=False)
             if chosen == "older":
                 assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
             else:
@@ -487,16 +490,16 @@ def test_an_error_leaves_the_parameters_as_they_were():
     model, data, _ = linear_case()
     data.labels[-1] = 9
     with pytest.raises(ValueError, match="labels"):
-        evaluate(model, data, attacks=FEW, batch_size=8, progress=False)
+        evaluate(model, data, attacks=FEW, batch_size=8, checks=False, progress=False)
     assert model.weight.requires_grad
 
 
 def test_report_says_what_was_measured():
     model, data, _ = linear_case()
     context = {"id": "linear.toy", "notes": ("a note",)}
-    report = evaluate(model, data, attacks=FEW, seed=3, context=context, progress=False)
+    report = evaluate(model, data, attacks=FEW, seed=3, context=context, checks=False, progress=False)
     assert report.sentence == "linear.toy was measured on 60 images of toy, split: test, with seed 3."
     assert report.context == {"id": "linear.toy", "notes": ["a note"]}
     assert report.attacks["PGD-3"].attack["steps"] == 3
     assert {"python", "torch", "timm", "cartl_hub", "device", "threads", "seconds", "date"} <= report.environment.keys()
-    assert report.checks == ()
+    assert [check.name for check in report.checks] == ["second-verdict"]

@@ -1,11 +1,14 @@
 """Every example runs, on small data and for a few steps."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from cartl_hub.testing import LocalHub, User
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -46,8 +49,14 @@ def test_example(name, arguments, expected, photos, tmp_path):
 def test_the_twelve_lines_of_the_readme(photos, tmp_path):
     text = (EXAMPLES.parent / "README.md").read_text()
     code = text.partition("## Twelve lines\n\n```python\n")[2].partition("```")[0]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
+    with LocalHub(tokens={"hf_me": User("me", organizations=("my_org",))}) as hub:
+        environment = os.environ | {"HF_HUB_OFFLINE": "0"} | hub.environment(tmp_path / "cache", token="hf_me")
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        (published,) = hub.repositories
+        assert "report.json" in hub.files(published[1])
     assert (tmp_path / "report" / "report.html").exists()
     assert {"model.safetensors", "config.json", "README.md", "report.json"} <= {p.name for p in (tmp_path / "my_model").iterdir()}
 

@@ -8,12 +8,15 @@ import zipfile
 import pytest
 import timm
 import torch
-from conftest import make_model
+from conftest import make_model, toy_data
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cartl_hub import ImagePolicy, ModelError, load_model, save_model
-from cartl_hub.folder import CONFIG, WEIGHTS, read_config
+import cartl_hub
+from cartl_hub import FGSM, ImagePolicy, ModelError, load_model, save_model
+from cartl_hub.folder import CONFIG, WEIGHTS, read_config, weights_sha256
 from cartl_hub.hub import bundled_models, list_sources
 from cartl_hub.spectral import rescaled, weighted
 
@@ -210,3 +213,113 @@ def test_licence_of_the_weights_survives(tmp_path, licence):
     model = make_model("wrn10_1", pretrained_cfg_overlay={"license": licence})
     again = load_model(save_model(load_model(save_model(model, tmp_path / "a")), tmp_path / "b"))
     assert again.backbone.pretrained_cfg.get("license") == licence
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pretrained_cfg": {"mean": [], "std": []}},
+        {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.0, 0.2]}},
+        {"pretrained_cfg": {"mean": [float("nan")] * 3, "std": [1.0] * 3}},
+        {"pretrained_cfg": None},
+        {"model_args": {"depth": 6004}},
+        {"model_args": {"width": 60000}},
+        {"architecture": "test_vit", "model_args": {"num_heads": 0}},
+        {"architecture": "test_vit", "model_args": {"embed_dim": 20000}},
+        {"architecture": "resnet18", "model_args": {"layers": [1, 1, 1, 60000]}},
+        {"architecture": "resnet18", "model_args": {"block": "x"}},
+        {"label_names": ["ant", "ant", "ant"]},
+        {"label_names": 3},
+        {"cartl_hub": {"lineage": 5}},
+        {"cartl_hub": {"image_policy": {"size": [32.5, 32]}}},
+        {"cartl_hub": {"image_policy": {"size": [32, 32], "mode": "L"}}},
+        {"cartl_hub": []},
+    ],
+    ids=str,
+)
+def test_hostile_configs_are_refused(folder, change):
+    config = json.loads((folder / CONFIG).read_text())
+    for key, value in change.items():
+        config[key] = config[key] | value if isinstance(value, dict) and isinstance(config[key], dict) else value
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ModelError):
+        load_model(folder)
+
+
+def test_files_that_are_none_are_refused(folder):
+    (folder / CONFIG).write_text("[" * 200_000)
+    with pytest.raises(ModelError):
+        load_model(folder)
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+    with pytest.raises(ModelError):
+        load_model(folder)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_config_is_a_model_or_an_error(folder, data):
+    """Entries replaced by anything that JSON has."""
+    original = (folder / CONFIG).read_text()
+    config = json.loads(original)
+    place = config
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    place[key] = data.draw(values | st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=5), values, max_size=3))
+    (folder / CONFIG).write_text(json.dumps(config))
+    try:
+        model = load_model(folder)
+    except ModelError:
+        pass
+    else:
+        assert model(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+    finally:
+        (folder / CONFIG).write_text(original)
+
+
+def test_a_report_of_other_weights_does_not_stay(wrn, tmp_path):
+    report = cartl_hub.evaluate(
+        wrn.eval(),
+        toy_data(6),
+        attacks={"FGSM": FGSM(eps=8 / 255)},
+        curve=None,
+        progress=False,
+        context={"weights_sha256": weights_sha256(wrn)},
+    )
+    folder = save_model(wrn, tmp_path / "model", report=report)
+    save_model(wrn, folder)
+    assert (folder / "report.json").exists()
+    with torch.no_grad():
+        wrn.head.weight.add_(1)
+    with pytest.raises(ValueError, match="got one of"):
+        save_model(wrn, folder, report=report)
+    (folder / "mine.png").touch()
+    save_model(wrn, folder)
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, "mine.png", WEIGHTS]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_header_is_the_model_or_an_error(folder, data):
+    """Bytes of the safetensors header changed, cut out or put in, where no hash guards them."""
+    weights, config = folder / WEIGHTS, folder / CONFIG
+    original, described = weights.read_bytes(), config.read_text()
+    expected = load_model(folder).backbone.state_dict()
+    change_config(folder, cartl_hub={"format_version": 1})
+    end = 8 + int.from_bytes(original[:8], "little")
+    start = data.draw(st.integers(0, end))
+    stop = data.draw(st.integers(start, min(end, start + 20)))
+    weights.write_bytes(original[:start] + data.draw(st.binary(max_size=20)) + original[stop:])
+    try:
+        found = load_model(folder).backbone.state_dict()
+    except ModelError:
+        pass
+    else:  # a header may name the same tensors otherwise, or order those of equal shape anew
+        assert {name: tensor.shape for name, tensor in found.items()} == {name: t.shape for name, t in expected.items()}
+    finally:
+        weights.write_bytes(original)
+        config.write_text(described)

@@ -17,7 +17,7 @@ from PIL import Image as Picture
 from cartl_hub import loading
 from cartl_hub.data import DataError, StreamingData
 from cartl_hub.images import ImagePolicy
-from cartl_hub.loading import DataArguments, index_hash, load_splits, stratified_split
+from cartl_hub.loading import DataArguments, index_hash, load_splits, load_test_split, stratified_split
 
 POLICY = ImagePolicy(size=(8, 8))
 SHARED = Path(__file__).parent / "../../shared/data"
@@ -80,6 +80,7 @@ def test_a_dict_of_splits_is_read_as_it_is():
             "mode": "RGB",
             "interpolation": "bilinear",
             "crop_mode": "center",
+            "crop_pct": 1.0,
         }
         json.dumps(part.description)
 
@@ -611,7 +612,7 @@ def test_a_stream_is_divided_by_position():
     assert 40 <= len(parts[1]) <= 80
     assert splits.notes == (
         "no test split: 20% of the stream, chosen by position, seed 0, are kept for the report and not trained on",
-        "no validation split: 20% of the stream, chosen by position, seed 0, choose the best checkpoint",
+        "no validation split: 20% of the stream, chosen by position, seed 0, are for validation",
     )
     assert splits.test.description["split"] == "test (split off)"
     assert splits.train.description["image_policy"]["size"] == [8, 8]
@@ -690,7 +691,7 @@ def test_a_sorted_stream_is_pointed_out(monkeypatch):
     assert not read({"train": data, "validation": data, "test": data}).notes
     monkeypatch.setattr(loading, "_HELD", 100)
     (note,) = read({"train": data, "validation": data, "test": data}).notes
-    assert note.startswith("the 100 images that choose the best checkpoint show only 1 of 10 classes: the stream seems sorted")
+    assert note.startswith("the 100 images for validation show only 1 of 10 classes: the stream seems sorted")
 
 
 def test_an_empty_stream():
@@ -719,4 +720,20 @@ def test_real_images():
 
 def test_data_can_be_named(tmp_path):
     for source in (folder(tmp_path / "pets"), table(12)):
-        assert read(source, name="my pets").train.description["id"] == "my pets"
+        assert read(source, id="my pets").train.description["id"] == "my pets"
+
+
+def test_what_a_model_is_measured_on():
+    lone, both = table(30), DatasetDict(train=table(30), test=table(12, seed=2))
+    test, notes = load_test_split(both, POLICY)
+    assert (len(test), test.description["split"], notes) == (12, "test", ())
+    trained = read(lone, seed=4, test_share=0.3)
+    aside, notes = load_test_split(lone, POLICY, trained_on=trained.train.description)
+    assert torch.equal(aside.images, trained.test.images)
+    whole, notes = load_test_split(lone, POLICY, trained_on={"id": "something else"})
+    assert len(whole) == 30
+    assert "the model must not have been trained on it" in notes[0]
+    only, notes = load_test_split(DatasetDict(test=table(9)), POLICY)
+    assert (len(only), notes) == (9, ())
+    with pytest.raises(DataError, match="the data have changed since"):
+        load_test_split(table(33), POLICY, trained_on=trained.train.description)

@@ -222,7 +222,9 @@ def test_source_is_frozen_and_not_part_of_what_is_trained(wrn, data):
     ("options", "message"),
     [
         ({"norm": 3}, "norm must be 1 or 2, got 3"),
-        ({"warm_start": 1.5}, r"warm_start must be a share of the run in \[0, 1\], got 1.5"),
+        ({"weight": float("nan")}, "weight must be a finite number, got nan"),
+        ({"weight": -0.1}, "weight must be >= 0, got -0.1"),
+        ({"warm_start": 1.5}, "warm_start must be >= 0 and <= 1, got 1.5"),
     ],
 )
 def test_lwf_out_of_range(options, message):
@@ -325,7 +327,8 @@ def test_adapting_without_options_changes_nothing(model):
     ("options", "message"),
     [
         ({"beta": 0.0}, "beta must be > 0, got 0.0"),
-        ({"beta": float("nan")}, "beta must be > 0, got nan"),
+        ({"beta": float("inf")}, "beta must be a finite number, got inf"),
+        ({"beta": float("nan")}, "beta must be a finite number, got nan"),
         ({"power_iterations": 0}, "power_iterations must be >= 1, got 0"),
         ({"sigma": "svd"}, "sigma must be 'kernel' or 'operator', got 'svd'"),
     ],
@@ -333,6 +336,25 @@ def test_adapting_without_options_changes_nothing(model):
 def test_neft_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         NEFT(num_blocks=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FDM(num_blocks=2, weight=float("nan")), "weight must be a finite number, got nan"),
+        (lambda: FDM(num_blocks=2, weight=-1), "weight must be >= 0, got -1"),
+        (lambda: FDM(num_blocks=2, attack=None), "attack must be an attack, .* got None"),
+        (lambda: AdversarialTraining(attack=None), "attack must be an attack, .* got None"),
+        (lambda: AdversarialTraining(eps_schedule=0.5), "eps_schedule must be an EpsSchedule, got 0.5"),
+        *(
+            (partial(kind, num_blocks=1.5), "num_blocks must be a whole number")
+            for kind in (FineTuning, NEFT, FDM, AdversarialTraining)
+        ),
+    ],
+)
+def test_options_that_mean_nothing(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_neft_of_standardised_weights():

@@ -173,6 +173,15 @@ def test_no_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_step_seed():
+    """Whatever the seed, torch takes it; those of small ones are as in runs before."""
+    assert randomness.step_seed(3, 7, 1) == (3 * 1_000_003 + 7) * 4096 + 1
+    for seed in (*randomness.SEEDS, -(2**40), -1, 0):
+        torch.Generator().manual_seed(randomness.step_seed(seed, 10**6, 3))
+    seeds = [randomness.step_seed(seed, step, 0) for seed in (-(2**40), -1, 0, 1) for step in (0, 1, 10**6)]
+    assert len(set(seeds)) == len(seeds)
+
+
 def test_random_keys_follow_the_global_generator():
     torch.manual_seed(5)
     first, second = random_keys(4, torch.device("cpu")), random_keys(4, torch.device("cpu"))

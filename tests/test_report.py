@@ -1,86 +1,39 @@
-"""The report: its statistics, its files, and what people read."""
+"""The report as data: its statistics, its JSON and the schema of it."""
 
 import json
 import math
-import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
-from PIL import Image
-from rich.console import Console
+from reports import make_report
 
-from cartl_hub import files, plots
-from cartl_hub.report import (
+import cartl_hub
+from cartl_hub.attacks import FGSM, PGD
+from cartl_hub.evaluation import evaluate
+from cartl_hub.report import Report
+from cartl_hub.results import (
+    SCHEMA,
     Accuracy,
-    AttackResult,
     Check,
     ClassAccuracy,
     Curve,
-    Report,
-    Sample,
-    Verdicts,
+    SourceResult,
     WorstCase,
     eps_text,
     paired_bootstrap,
     plain_json,
+    text,
     wilson_interval,
 )
 
-EPS = 8 / 255
-NASTY = "<script>alert('$x')</script>"
-
-
-def make_report(num_classes: int = 3, channels: int = 3, **changes) -> Report:
-    generator = np.random.default_rng(0)
-    num = 40
-    clean = generator.random(num) < 0.9
-    fgsm, pgd = (clean & (generator.random(num) < share) for share in (0.7, 0.5))
-    labels, names = np.arange(num) % num_classes, (NASTY, *(f"class {k}" for k in range(1, num_classes)))
-    standing = fgsm & pgd
-
-    def sample(index: int) -> Sample:
-        image = generator.random((channels, 8, 8), dtype=np.float32)
-        return Sample(index, 0, 1, "PGD-20", image, np.clip(image + EPS * np.sign(image - 0.5), 0, 1))
-
-    pgd_settings = {
-        "name": "PGD",
-        "eps": EPS,
-        "norm": "Linf",
-        "step_size": 2 / 255,
-        "steps": 20,
-        "random_start": True,
-        "restarts": 1,
-    }
-    fields = {
-        "context": {"id": "wrn.toy", "revision": "r1", "notes": ["10% are held out", NASTY], "command": "cartl-hub evaluate"},
-        "data": {"id": "somebody/toy", "split": "test", "image_policy": {"size": [8, 8]}},
-        "split": "test",
-        "num_images": num,
-        "complete": True,
-        "seed": 0,
-        "label_names": names,
-        "clean": Accuracy(int(clean.sum()), num),
-        "attacks": {
-            "FGSM": AttackResult(int(fgsm.sum()), num, {"name": "FGSM", "eps": EPS, "norm": "Linf"}),
-            "PGD-20": AttackResult(int(pgd.sum()), num, pgd_settings, rejected=2),
-        },
-        "worst_case": {"Linf 8/255": WorstCase(int(standing.sum()), num, "Linf", EPS, ("FGSM", "PGD-20"))},
-        "curve": Curve("Linf", (0.0, 4 / 255, EPS, 16 / 255), (36, 24, 12, 0), num, {"name": "PGD", "steps": 20}, EPS),
-        "per_class": tuple(
-            ClassAccuracy(name, int((labels == k).sum()), int(clean[labels == k].sum()), int(standing[labels == k].sum()))
-            for k, name in enumerate(names)
-        ),
-        "environment": {"python": "3.11", "seconds": 1.5, "date": "2026-01-01T00:00:00+00:00"},
-        "verdicts": Verdicts(np.arange(num) + 100, labels, {"clean": clean, "FGSM": fgsm, "PGD-20": pgd}),
-        "samples": tuple(map(sample, range(3))),
-    }
-    return Report(**fields | changes)
+CHECK = Check("steps", "warn", {"difference": 0.1}, "Twice the steps break more.", "Run more steps.", 40)
+SOURCE = SourceResult("wrn.source", "somebody/else", "Linf 8/255", Accuracy(80, 100), Accuracy(40, 100), ("PGD-20",))
+CARDS = sorted((Path(__file__).parent.parent / "model_cards").glob("*/report.json"))
 
 
 # Statistics
@@ -135,11 +88,27 @@ def test_mean_of_the_curve_is_interpolated_at_its_end():
 
 
 @pytest.mark.parametrize(
-    ("norm", "eps", "text"),
+    ("norm", "eps", "words"),
     [("Linf", 8 / 255, "8/255"), ("Linf", 0.3, "0.3"), ("Linf", 0.5 / 255, "0.001961"), ("L2", 0.2, "0.2"), ("Linf", 0, "0")],
 )
-def test_radius_in_words(norm, eps, text):
-    assert eps_text(norm, eps) == text
+def test_radius_in_words(norm, eps, words):
+    assert eps_text(norm, eps) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "none"),
+        (True, "yes"),
+        (1 / 3, "0.3333"),
+        ([32, 32], "32, 32"),
+        ({}, "none"),
+        ({"name": "NEFT", "num_blocks": 4, "beta": 0.4}, "NEFT (num blocks 4, beta 0.4)"),
+        ({"size": [8, 8], "mode": "RGB"}, "size 8, 8, mode RGB"),
+    ],
+)
+def test_json_in_words(value, words):
+    assert text(value) == words
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, object(), {"a": [{1, 2}]}])
@@ -148,90 +117,101 @@ def test_plain_json_is_strict(value):
         plain_json(value, "context")
 
 
-# Files
+# What follows from the fields
+
+
+def test_sentence_says_what_was_measured():
+    expected = "wrn.toy (revision r1) was measured on 40 images of somebody/toy, split: test, with seed 0."
+    assert make_report().sentence == expected
+    assert "on the first 40 images" in make_report(complete=False).sentence
+
+
+def test_worst_classes_and_worst_checks_come_first():
+    rows = (
+        ClassAccuracy("a", 10, 9, 5),
+        ClassAccuracy("b", 10, 9, 2),
+        ClassAccuracy("none", 0, 0, 0),
+        ClassAccuracy("c", 10, 8, 2),
+    )
+    checks = tuple(replace(CHECK, name=status, status=status) for status in ("pass", "skipped", "warn", "fail"))
+    report = make_report(per_class=rows, checks=checks)
+    assert [row.name for row in report.ranked_classes()] == ["c", "b", "a"]
+    assert [check.status for check in report.ranked_checks()] == ["fail", "warn", "pass", "skipped"]
+
+
+def test_standing_images_are_those_that_no_attack_broke():
+    report = make_report()
+    expected = np.logical_and.reduce([report.verdicts.correct[name] for name in ("FGSM", "PGD-20", "Square")])
+    np.testing.assert_array_equal(report.standing(report.threat), expected)
+    assert report.robust.correct == expected.sum()
+
+
+def test_source_is_told_in_the_threat_model_of_the_target():
+    source = make_report()
+    second = WorstCase(7, 40, "L2", 0.5, ("PGD-20",))
+    source = replace(source, worst_case=source.worst_case | {"L2 0.5": second})
+    found = SourceResult.from_results(source, "L2 0.5")
+    assert (found.id, found.data, found.threat, found.robust.correct, found.attacks, found.num_images) == (
+        *("wrn.toy", "somebody/toy", "L2 0.5", 7, ("PGD-20",), 40),
+    )
+    assert SourceResult.from_results(source, "Linf 4/255").threat == "Linf 8/255"
+
+
+# JSON
 
 
 def test_round_trip(tmp_path):
-    report = make_report(checks=(Check("steps", "pass", {"difference": 0.1}, "Twice the steps change nothing."),))
+    report = make_report(checks=(CHECK,), source=SOURCE, dropped=("Square: 500 of 5,000 queries",))
     report.save(tmp_path)
     loaded = Report.load(tmp_path)
+    assert type(loaded) is Report
     assert loaded == report
+    assert loaded.attacks["FGSM"].seconds == 1.25  # not compared, as no two runs take the same time
     for name in ("indices", "labels"):
         np.testing.assert_array_equal(getattr(loaded.verdicts, name), getattr(report.verdicts, name))
     assert loaded.verdicts.correct.keys() == report.verdicts.correct.keys()
     for name, row in report.verdicts.correct.items():
         np.testing.assert_array_equal(loaded.verdicts.correct[name], row)
         assert loaded.verdicts.correct[name].dtype == bool
-    np.testing.assert_array_equal(loaded.standing("Linf 8/255"), report.standing("Linf 8/255"))
     assert loaded.samples == ()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("curve.png", "per_image.csv", "report.html", "report.json", "robustness.png", "samples.png")
-    ]
 
 
-def test_json_is_strict_and_says_accuracies(tmp_path):
+@pytest.mark.parametrize("change", ["seed", "clean", "attacks", "checks", "source", "dropped"])
+def test_reports_that_differ_are_not_equal(change):
+    other = {"checks": (CHECK,), "source": SOURCE, "dropped": ("a check",), "clean": Accuracy(1, 40), "seed": 7, "attacks": {}}
     report = make_report()
-    report.save(tmp_path)
+    assert replace(report, **{change: other[change]}) != report
 
-    def refuse(constant):
-        raise AssertionError(constant)
 
-    content = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
-    assert content["schema_version"] == 1
+def test_reports_that_took_another_time_are_equal():
+    report = make_report()
+    slower = {name: replace(result, seconds=99.0) for name, result in report.attacks.items()}
+    assert replace(report, attacks=slower) == report
+
+
+def test_json_says_accuracies():
+    report = make_report()
+    content = as_json(report)
+    assert (content["$schema"], content["schema_version"]) == (SCHEMA, 2)
     assert content["clean"]["accuracy"] == report.clean.accuracy
     assert content["worst_case"]["Linf 8/255"]["interval"] == list(report.robust.interval)
     assert content["curve"]["mean"] == pytest.approx((0.75 + 0.45) / 2)
     assert content["attacks"]["PGD-20"]["attack"]["steps"] == 20
+    assert (content["attacks"]["Square"]["alone"], content["attacks"]["FGSM"]["passes"]) == (False, 72)
 
 
-def test_csv_has_a_row_per_image(tmp_path):
-    report = make_report()
-    report.save(tmp_path)
-    header, *rows = (tmp_path / "per_image.csv").read_text().splitlines()
-    assert header == "index,label,clean,FGSM,PGD-20"
-    assert len(rows) == 40
-    assert rows[1].startswith("101,1,")
-    assert sum(int(row.rpartition(",")[2]) for row in rows) == report.attacks["PGD-20"].correct
-
-
-def test_pictures_can_be_read_and_old_ones_go(tmp_path):
-    make_report(channels=1).save(tmp_path)
-    for name in ("robustness", "curve", "samples"):
-        with Image.open(tmp_path / f"{name}.png") as image:
-            assert image.width > 500
-    make_report(curve=None, samples=()).save(tmp_path)
-    assert not {"curve.png", "samples.png"} & {path.name for path in tmp_path.iterdir()}
-
-
-@pytest.mark.parametrize("name", ["report.html", "report.json"])
-@pytest.mark.parametrize("moment", ["fsync", "replace"])
-def test_killed_save_leaves_the_old_report(tmp_path, monkeypatch, name, moment):
-    monkeypatch.setattr(plots, "robustness", lambda report: b"bars")
-    old, new = (make_report(seed=seed, curve=None, samples=()) for seed in (0, 5))
-    old.save(tmp_path)
-    page, replaced = (tmp_path / "report.html").read_text(), os.replace
-
-    def replace_until(source, target):
-        if moment == "replace" and Path(target).name == name:
-            raise KeyboardInterrupt
-        replaced(source, target)
-
-    def sync_until(file):
-        if moment == "fsync" and (tmp_path / f"{name}.partial").exists():
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(files.os, "replace", replace_until)
-    monkeypatch.setattr(files.os, "fsync", sync_until)
-    with pytest.raises(KeyboardInterrupt):
-        new.save(tmp_path)
-    assert Report.load(tmp_path) == old
-    if name == "report.html":
-        assert (tmp_path / "report.html").read_text() == page
-    monkeypatch.setattr(files.os, "replace", replaced)
-    monkeypatch.setattr(files.os, "fsync", lambda file: None)
-    new.save(tmp_path)
-    assert Report.load(tmp_path) == new
-    assert not list(tmp_path.glob("*.partial"))
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_reports_of_version_1_are_read(path):
+    content, report = json.loads(path.read_bytes()), Report.load(path.parent)
+    assert content["schema_version"] == 1
+    for name, result in content["attacks"].items():
+        found = report.attacks[name]
+        assert (found.correct, found.attack) == (result["correct"], result["attack"])
+        assert (found.alone, found.attacked, found.seconds, found.passes) == (True, content["clean"]["correct"], None, None)
+    assert (report.checks, report.source, report.dropped) == ((), None, ())
+    again = report.to_json()
+    assert again.keys() - content.keys() == {"$schema", "source", "dropped"}
+    assert json.loads(json.dumps(again["per_image"])) == content["per_image"]
 
 
 def test_load_refuses_what_it_cannot_read(tmp_path):
@@ -243,106 +223,77 @@ def test_load_refuses_what_it_cannot_read(tmp_path):
         with pytest.raises(ValueError, match="got something else"):
             Report.load(tmp_path)
     path.write_text('{"schema_version": 99}')
-    with pytest.raises(ValueError, match=r"expected a report of schema version 1.*got 99; update cartl_hub"):
+    with pytest.raises(ValueError, match=r"expected a report of schema version 1 or 2.*got 99; update cartl_hub"):
         Report.load(tmp_path)
-    path.write_text('{"schema_version": 1}')
-    with pytest.raises(ValueError, match="got a damaged one"):
-        Report.load(tmp_path)
+    for version in (1, 2):
+        path.write_text(f'{{"schema_version": {version}}}')
+        with pytest.raises(ValueError, match="got a damaged one"):
+            Report.load(tmp_path)
 
 
-# For people
+# Schema
 
 
-class Elements(HTMLParser):
-    """Start tags with their attributes, and the text outside of <style>."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.elements, self.words, self.open = [], [], []
-        self.feed(html)
-        assert not self.open, f"not closed: {self.open}"
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
+@pytest.fixture(scope="module")
+def validator():
+    schema = json.loads((Path(cartl_hub.__file__).parent / "schemas" / "report.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["$id"] == SCHEMA
+    return jsonschema.Draft202012Validator(schema)
 
 
-def page(**changes) -> tuple[str, Elements]:
-    html = make_report(**changes)._html({"robustness.png": b"bars", "curve.png": b"curve"})
-    return html, Elements(html)
+def as_json(report: Report) -> dict:
+    return json.loads(json.dumps(report.to_json(), allow_nan=False))
 
 
-def test_page_needs_nothing_else():
-    html, parsed = page()
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link|<iframe", re.sub(r"base64,[^\"]*", "", html))
-    sources = [attributes["src"] for tag, attributes in parsed.elements if tag == "img"]
-    assert len(sources) == 2 + 3 * 3  # two plots and three samples
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert not any("href" in attributes or "onload" in attributes for _, attributes in parsed.elements)
+def test_measured_reports_follow_the_schema(validator, wrn, data):
+    attacks = {"FGSM": FGSM(eps=8 / 255), "PGD-2 L2": PGD(eps=0.5, step_size=0.5, steps=2, norm="L2")}
+    report = evaluate(
+        wrn.eval(), data, attacks=attacks, curve=(0, 8 / 255), context={"id": "toy", "notes": ("a",)}, progress=False
+    )
+    validator.validate(as_json(report))
 
 
-def test_page_escapes_the_words_of_others():
-    html, parsed = page()
-    assert "<script" not in html
-    assert parsed.text.count(NASTY) == 2 + 3  # a class, a note, three captions
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"checks": (CHECK,), "source": SOURCE, "dropped": ("a",)}, {"curve": None, "samples": (), "context": {}, "data": {}}],
+    ids=["plain", "whole", "bare"],
+)
+def test_any_report_follows_the_schema(validator, changes):
+    validator.validate(as_json(make_report(**changes)))
 
 
-def test_page_says_what_was_measured():
-    report = make_report()
-    _, parsed = page()
-    assert report.sentence in parsed.text
-    assert report.sentence == "wrn.toy (revision r1) was measured on 40 images of somebody/toy, split: test, with seed 0."
-    assert f"{report.robust.accuracy:.1%} robust accuracy, Linf 8/255 95% interval {report.robust.interval_text}" in parsed.text
-    assert "PGD-20: PGD, step size 2/255, steps 20, random start yes, restarts 1; 2 of its images lay outside" in parsed.text
-    assert "Radii: 0, 4/255, 8/255, 16/255." in parsed.text
-    assert "10% are held out" in parsed.text
-    assert "AutoAttack" not in parsed.text
-    assert "Checks" not in parsed.text
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_old_reports_follow_the_schema_once_they_are_read(validator, path):
+    validator.validate(as_json(Report.load(path.parent)))
 
 
-def test_page_of_a_part_of_the_data_says_so():
-    assert "was measured on the first 40 images of" in page(complete=False)[1].text
-
-
-def test_page_shows_checks_where_there_are_some():
-    check = Check("noise", "warn", {"share": 0.25}, "Noise breaks a quarter.")
-    _, parsed = page(checks=(check,))
-    assert "Checks check result noise warn Noise breaks a quarter. share: 0.25" in parsed.text
-
-
-@pytest.mark.parametrize(("num_classes", "folded"), [(20, False), (21, True)])
-def test_page_folds_many_classes(num_classes, folded):
-    _, parsed = page(num_classes=num_classes)
-    assert ("details" in [tag for tag, _ in parsed.elements]) == folded
-    assert f"class {num_classes - 1}" in parsed.text
-
-
-def test_page_without_curve_samples_and_context():
-    _, parsed = page(curve=None, samples=(), context={}, per_class=(ClassAccuracy("empty", 0, 0, 0),))
-    assert "Accuracy against radius" not in parsed.text
-    assert "another class" not in parsed.text
-    assert "the model was measured on" in parsed.text
-    assert "no images" in parsed.text
-
-
-def test_summary_names_attacks_with_their_radius():
-    report = make_report(context={"id": "[red]model[/red]"})
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(report.summary())
-    text = console.export_text()
-    assert "[red]model[/red] on somebody/toy" in text
-    for name in ("FGSM", "PGD-20", "worst case"):
-        assert re.search(rf"{name}\W+Linf 8/255\W+\d+\.\d%", text), name
-    assert report.robust.interval_text in text
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schema_version",), 1),
+        (("$schema",), "https://example.org"),
+        (("clean", "accuracy"), 1.5),
+        (("clean", "interval"), [0.1]),
+        (("attacks", "FGSM", "alone"), "yes"),
+        (("attacks", "FGSM", "attack"), {"name": "FGSM", "norm": "Linf"}),
+        (("attacks", "FGSM", "attacked"), -1),
+        (("checks", 0, "status"), "green"),
+        (("source", "robust"), 0.4),
+        (("dropped",), "Square"),
+        (("per_image", "correct", "clean"), "0120"),
+        (("worst_case",), {}),
+        (("extra",), 1),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_the_schema_refuses_other_content(validator, place, value):
+    content = as_json(make_report(checks=(CHECK,), source=SOURCE))
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    assert not validator.is_valid(content)
 
 
 def test_import_is_light():

@@ -1,25 +1,34 @@
 import csv
 import hashlib
 import math
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import make_model, toy_data
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 import cartl_hub.training as training
-from cartl_hub import FDM, NEFT, NFGSM, PGD, AdversarialTraining, Augmentation, BatchNormPolicy, DataError, FineTuning, LwF
+from cartl_hub import FDM, NEFT, NFGSM, PGD, RFGSM, AdversarialTraining, Augmentation, BatchNormPolicy, DataError, FineTuning, LwF
+from cartl_hub.data import ImageData
 from cartl_hub.methods import Method
 from cartl_hub.training import Schedule, TrainingArguments, TrainingError, train
 
 HERE = Path(__file__).parent
 ATTACK = PGD(eps=8 / 255, step_size=4 / 255, steps=2)
+
+
+HEAD = FineTuning(num_blocks=1)
 
 
 def arguments(**changes):
@@ -64,18 +73,176 @@ def test_resuming_a_finished_run_returns_its_result(wrn, data, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(wrn.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+def state_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(state, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
+def test_an_early_stopped_run_has_ended(data, tmp_path):
+    chosen = arguments(epochs=10, patience=1, lr=1e-6)
+    ends = []
+    for _ in range(3):
+        model = make_model("wrn10_1")
+        result = train(model, HEAD, data, validation=data, arguments=chosen, output_dir=tmp_path, resume=True)
+        ends.append((result.steps, result.stopped, state_of(model)))
+    assert "has not risen for 1 validations" in ends[0][1]
+    assert ends[0][:2] == ends[1][:2] == ends[2][:2]
+    assert equal(ends[0][2], ends[1][2])
+    assert equal(ends[0][2], ends[2][2])
+
+
+def test_interrupted_in_one_process_the_model_is_as_it_was_and_the_run_goes_on(wrn, data, tmp_path, monkeypatch):
+    chosen = {"validation": data, "arguments": arguments(), "resume": True}
+    whole, before, step_of = make_model("wrn10_1"), state_of(wrn), training._Run._step
+    train(whole, FineTuning(), data, **chosen, output_dir=tmp_path / "whole")
+
+    def interrupted(self, wrapped, task, optimizer, trained, drawn, step):
+        if step == 4:  # one after a validation and its checkpoint
+            raise KeyboardInterrupt
+        step_of(self, wrapped, task, optimizer, trained, drawn, step)
+
+    monkeypatch.setattr(training._Run, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(wrn, FineTuning(), data, **chosen, output_dir=tmp_path / "part")
+    assert equal(before, state_of(wrn))
+    assert wrn.training
+    monkeypatch.setattr(training._Run, "_step", step_of)
+    assert train(wrn, FineTuning(), data, **chosen, output_dir=tmp_path / "part").steps == 6
+    assert equal(state_of(whole), state_of(wrn))
+
+
+@pytest.mark.parametrize("changes", [{}, {"load_best": True}, {"ema": 0.9}])
+def test_a_model_with_the_result_of_the_run_gets_it_again(changes, data, tmp_path, monkeypatch):
+    chosen = {"validation": data, "arguments": arguments(**changes), "output_dir": tmp_path, "resume": True}
+    model, method = make_model("wrn10_1"), NEFT(num_blocks=2)
+    first = train(model, method, data, **chosen)
+    ended = state_of(model)
+    from_the_start = make_model("wrn10_1")
+    train(from_the_start, method, data, **chosen)
+    assert equal(ended, state_of(from_the_start))
+    monkeypatch.setattr(training._Run, "_train", None)
+    assert train(model.train(), method, data, **chosen) == first
+    assert equal(ended, state_of(model))
+    assert not model.training
+    model.head.bias.data += 1
+    with pytest.raises(ValueError, match="got others \\(weights: then"):
+        train(model, method, data, **chosen)
+
+
 def test_resuming_with_other_arguments_is_refused(wrn, data, tmp_path):
     train(wrn, FineTuning(), data, arguments=arguments(), output_dir=tmp_path)
     with pytest.raises(ValueError, match=r"expected the arguments with which .* got others \(arguments: .*Use the same ones"):
         train(make_model("wrn10_1"), FineTuning(), data, arguments=arguments(lr=0.1), output_dir=tmp_path, resume=True)
 
 
-def test_damaged_checkpoint_is_refused(wrn, data, tmp_path):
-    train(wrn, FineTuning(), data, arguments=arguments(), output_dir=tmp_path)
-    path = tmp_path / "checkpoint.safetensors"
+def bare(data, **changes):
+    """The data without a description."""
+    parts = {"labels": data.labels, "label_names": data.label_names, "images": data.images, "policy": data.policy}
+    return ImageData(**parts | changes)
+
+
+def test_resuming_with_other_data_is_refused(data, tmp_path):
+    def run(data, validation, folder="run"):
+        model, chosen = make_model("wrn10_1"), arguments(epochs=1)
+        return train(model, HEAD, data, validation=validation, arguments=chosen, output_dir=tmp_path / folder, resume=True)
+
+    held = toy_data(9)
+    run(bare(data), held)
+    assert run(bare(data), held).steps == 3
+    darker, relabelled = data.images.clone(), data.labels.roll(1)
+    darker[5, 0, 3, 3] //= 2
+    for other in (bare(data, images=darker), bare(data, labels=relabelled), data.subset(range(16))):
+        with pytest.raises(ValueError, match=r"got others \(data: then"):
+            run(other, held)
+    with pytest.raises(ValueError, match=r"got others \(validation: then"):
+        run(bare(data), held.subset(range(6)))
+    decoded = {"images": lambda indices: data.images[list(indices)]}
+    run(bare(data, **decoded), held, "decoded")
+    with pytest.raises(ValueError, match=r"got others \(data: then"):
+        run(bare(data, labels=relabelled, **decoded), held, "decoded")
+
+
+def cut(path):
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="damaged file"):
-        train(make_model("wrn10_1"), FineTuning(), data, arguments=arguments(), output_dir=tmp_path, resume=True)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def without_metadata(path):
+    save_file(load_file(path), path)
+
+
+def with_other_metadata(path):
+    save_file(load_file(path), path, {"cartl_hub": "{"})
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "best.safetensors"])
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, without_metadata, with_other_metadata])
+def test_damaged_files_of_a_run_are_refused(name, damage, wrn, data, tmp_path):
+    chosen = {"validation": data, "arguments": arguments(epochs=1, load_best=True), "output_dir": tmp_path}
+    train(wrn, HEAD, data, **chosen)
+    damage(tmp_path / name)
+    with pytest.raises(TrainingError, match=rf"expected .*{name} as the run wrote it, got .*damaged.* remove .*checkpoint\.safe"):
+        train(make_model("wrn10_1"), HEAD, data, **chosen, resume=True)
+
+
+def test_lost_best_weights_are_refused_where_they_are_needed(wrn, data, tmp_path):
+    for load_best in (True, False):
+        chosen = {"validation": data, "arguments": arguments(epochs=1, load_best=load_best), "output_dir": tmp_path}
+        train(make_model("wrn10_1"), HEAD, data, **chosen)
+        (tmp_path / "best.safetensors").unlink()
+        if load_best:
+            with pytest.raises(TrainingError, match=r"best\.safetensors as the run wrote it, got a missing"):
+                train(make_model("wrn10_1"), HEAD, data, **chosen, resume=True)
+        else:
+            assert train(make_model("wrn10_1"), HEAD, data, **chosen, resume=True).steps == 3
+
+
+def test_a_full_disk_is_explained_and_the_last_checkpoint_kept(wrn, data, tmp_path, monkeypatch):
+    write, before = training.save_file, state_of(wrn)
+
+    def write_or_fail(tensors, path, metadata):
+        write(tensors, path, metadata)
+        if calls.append(1) or len(calls) == 2:
+            raise SafetensorError("I/O error: No space left on device")
+
+    calls: list[int] = []
+    monkeypatch.setattr(training, "save_file", write_or_fail)
+    message = r"expected to write .*checkpoint\.safetensors, got .*No space left.* an earlier step is kept.* resume=True"
+    with pytest.raises(TrainingError, match=message):
+        train(wrn, HEAD, data, arguments=arguments(), output_dir=tmp_path)
+    assert equal(before, state_of(wrn))
+    assert not list(tmp_path.glob("*.partial"))
+    assert train(wrn, HEAD, data, arguments=arguments(), output_dir=tmp_path, resume=True).steps == 6
+    assert len(calls) == 3  # the one that was kept was that of the first epoch
+
+
+def hold(path, ready):
+    with training._locked(path):
+        ready.set()
+        time.sleep(60)
+
+
+def test_two_runs_in_one_folder(wrn, data, tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "training.lock", ready))
+    other.start()
+    try:
+        assert ready.wait(30)
+        with pytest.raises(TrainingError, match=rf"no other run in .*, got process {other.pid} on .* another output_dir"):
+            train(wrn, HEAD, data, arguments=arguments(epochs=1), output_dir=tmp_path)
+    finally:
+        other.kill()
+        other.join()
+    assert train(wrn, HEAD, data, arguments=arguments(epochs=1), output_dir=tmp_path).steps == 3
 
 
 # Several processes
@@ -133,7 +300,7 @@ def test_unreadable_image_found_late_keeps_what_was_trained(wrn, data, tmp_path)
     data.images = get
     with pytest.raises(DataError, match=r"row 7 .* Training stopped at step 3; the run goes on from .*checkpoint\.safetensors"):
         train(wrn, FineTuning(), data, arguments=arguments(), output_dir=tmp_path)
-    data.images = images
+    data.images = lambda indices: images[list(indices)]
     resumed = make_model("wrn10_1")
     assert train(resumed, FineTuning(), data, arguments=arguments(), output_dir=tmp_path, resume=True).steps == 6
 
@@ -185,6 +352,30 @@ def test_catastrophic_overfitting_stops_with_the_best_weights(wrn, data, monkeyp
     assert result.best.step == 3
 
 
+@pytest.mark.parametrize("earlier", [[], [(0.5, 0.4, 0.45)]])
+def test_overfitted_weights_are_never_the_best(earlier, wrn, data, monkeypatch):
+    accuracies = iter([*earlier, (0.9, 0.5, 0.9)])
+    monkeypatch.setattr(
+        training._Run, "_accuracies", lambda self, attacks: dict(zip(("clean", *attacks), next(accuracies), strict=True))
+    )
+    method = AdversarialTraining(attack=RFGSM(eps=8 / 255), num_blocks=1)
+    result = train(wrn, method, data, validation=data, arguments=arguments(epochs=5))
+    assert "catastrophic overfitting" in result.stopped
+    if earlier:
+        assert "the best weights before it are kept" in result.stopped
+        assert (result.weights, result.best.step) == ("best", 3)
+    else:
+        assert "these weights are kept, as there was no validation before it" in result.stopped
+        assert (result.weights, result.best) == ("last", None)
+
+
+def test_overfitting_is_looked_for_in_the_norm_of_the_validation(wrn, data):
+    method = AdversarialTraining(attack=RFGSM(eps=8 / 255), num_blocks=1)
+    attack = PGD(eps=3.0, step_size=1.0, steps=1, norm="L2")
+    result = train(wrn, method, data, validation=data, arguments=arguments(epochs=1, validation_attack=attack))
+    assert result.validations[0].fgsm_acc is not None
+
+
 def test_patience(wrn, data, monkeypatch):
     monkeypatch.setattr(training._Run, "_accuracies", lambda self, attacks: dict.fromkeys(("clean", *attacks), 0.5))
     result = train(wrn, FineTuning(), data, validation=data, arguments=arguments(epochs=9, patience=2))
@@ -199,6 +390,19 @@ def test_auto_precision_is_measured_once_and_kept(wrn, data, tmp_path):
     assert first.precision == min(first.timing, key=first.timing.get)
     resumed = train(make_model("wrn10_1"), FineTuning(), data, arguments=chosen, output_dir=tmp_path, resume=True)
     assert (resumed.precision, resumed.timing) == (first.precision, first.timing)
+
+
+def test_auto_precision_is_kept_by_a_run_that_dies_in_its_first_step(wrn, data, tmp_path, monkeypatch):
+    chosen = {"arguments": arguments(precision="auto", epochs=1), "output_dir": tmp_path, "resume": True}
+    step_of = training._Run._step
+    monkeypatch.setattr(training._Run, "_faster_precision", lambda self, task: "bf16")
+    monkeypatch.setattr(training._Run, "_step", None)
+    with pytest.raises(TypeError):
+        train(wrn, HEAD, data, **chosen)
+    monkeypatch.setattr(training._Run, "_faster_precision", lambda self, task: "fp32")
+    monkeypatch.setattr(training._Run, "_step", step_of)
+    result = train(wrn, HEAD, data, **chosen)
+    assert (result.precision, result.steps) == ("bf16", 3)
 
 
 def test_auto_precision_leaves_the_run_as_it_was(data):
@@ -221,6 +425,33 @@ def test_gradient_is_clipped(data):
     ]
     assert moved[0] > 1e-2
     assert moved[1] == pytest.approx(1e-4, rel=0.05)
+
+
+def test_accumulation_in_the_environment_changes_nothing(data, monkeypatch):
+    plain, other = make_model("wrn10_1"), make_model("wrn10_1")
+    train(plain, HEAD, data, arguments=arguments(epochs=1))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train(other, HEAD, data, arguments=arguments(epochs=1))
+    assert equal(state_of(plain), state_of(other))
+
+
+@pytest.fixture
+def accelerate_anew():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("accelerate_anew")
+def test_an_accelerator_of_another_precision_is_explained(wrn, data):
+    Accelerator(mixed_precision="bf16")
+    with pytest.raises(ValueError, match=r"Accelerator of another precision.* Make it with mixed_precision='no'"):
+        train(wrn, HEAD, data, arguments=arguments(epochs=1))
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**40)])
+def test_large_seeds(seed, wrn, data):
+    assert train(wrn, HEAD, data, arguments=arguments(epochs=1, seed=seed)).steps == 3
 
 
 def test_tracker_writes_events(wrn, data, tmp_path):
@@ -253,13 +484,81 @@ def test_policy_that_freezes_everything_is_refused(data):
     [
         ({"epochs": 0}, "epochs must be >= 1"),
         ({"lr": 0.0}, "lr must be > 0"),
-        ({"ema": 1.0}, "ema must be a decay in"),
+        ({"ema": 1.0}, "ema must be > 0 and < 1, got 1.0"),
         ({"precision": "fp8"}, "precision must be one of"),
     ],
 )
 def test_arguments_out_of_range(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainingArguments(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(
+            ({name: value}, f"{name} must be a finite number, got {value}")
+            for name in ("lr", "momentum", "weight_decay", "clip_grad_norm", "ema", "checkpoint_minutes")
+            for value in (math.nan, math.inf)
+        ),
+        *(
+            ({name: 1.5}, f"{name} must be a whole number, got 1.5")
+            for name in ("epochs", "max_steps", "batch_size", "validate_every", "validation_images", "patience", "seed")
+        ),
+        ({"momentum": 1}, "momentum must be >= 0 and < 1, got 1"),
+        ({"momentum": -0.1}, "momentum must be >= 0 and < 1"),
+        ({"weight_decay": -1e-4}, "weight_decay must be >= 0"),
+        ({"clip_grad_norm": 0.0}, "clip_grad_norm must be > 0"),
+        ({"checkpoint_minutes": -1}, "checkpoint_minutes must be >= 0"),
+        ({"epochs": True}, "epochs must be a whole number, got True"),
+        ({"seed": 2**63}, "seed must be >= -9223372036854775808 and <= 9223372036854775807"),
+        ({"schedule": "linear"}, "schedule must be a Schedule, .* got 'linear'"),
+        ({"augmentation": True}, "augmentation must be an Augmentation or None, got True"),
+        ({"validation_attack": "pgd"}, "validation_attack must be an attack, .* got 'pgd'"),
+    ],
+)
+def test_arguments_that_mean_nothing(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingArguments(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup": math.nan}, "warmup must be a finite number"),
+        ({"warmup": 1.1}, "warmup must be >= 0 and <= 1"),
+        ({"gamma": math.inf}, "gamma must be a finite number"),
+        ({"gamma": -1}, "gamma must be >= 0"),
+        ({"milestones": 0.5}, r"milestones must be a tuple of shares of the run, such as \(0.5, 0.75\), got 0.5"),
+        ({"milestones": (0.5, 1.0)}, "each of milestones must be > 0 and < 1, got 1.0"),
+        ({"decay": "exponential"}, "decay must be linear, cosine, steps or constant, got 'exponential'"),
+    ],
+)
+def test_schedule_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**changes)
+
+
+def test_checkpoints_by_epochs_alone(wrn, data, tmp_path):
+    result = train(wrn, HEAD, data, arguments=arguments(epochs=1, checkpoint_minutes=None), output_dir=tmp_path)
+    assert result.steps == 3
+
+
+def test_validation_that_does_not_fit(wrn, data):
+    other = toy_data(9)
+    other.label_names = ("a", "b", "d")
+    with pytest.raises(ValueError, match=r"validation images of the classes 'a', 'b', 'c', as in training, got 'a', 'b', 'd'"):
+        train(wrn, HEAD, data, validation=other, arguments=arguments())
+    with pytest.raises(ValueError, match="expected validation images, got 0 of them"):
+        train(wrn, HEAD, data, validation=data.subset([]), arguments=arguments())
+    with pytest.raises(ValueError, match="patience=3 needs validation images, got validation=None"):
+        train(wrn, HEAD, data, arguments=arguments(patience=3))
+
+
+def test_floats_from_a_decoder_are_refused(wrn, data):
+    decoded = bare(data, images=lambda indices: data.images[list(indices)] / 255)
+    with pytest.raises(DataError, match=r"expected uint8 images from the data, got torch\.float32"):
+        train(wrn, HEAD, decoded, arguments=arguments(augmentation=None))
 
 
 def test_wrong_number_of_classes(data):

@@ -1,5 +1,11 @@
+from .apgd import APGD as APGD
+from .apgd import APGDT as APGDT
 from .attack import Attack as Attack
 from .fgsm import FGSM as FGSM
 from .fgsm import NFGSM as NFGSM
 from .fgsm import RFGSM as RFGSM
+from .noise import Noise as Noise
 from .pgd import PGD as PGD
+from .square import Square as Square
+from .transfer import FeatureDistance as FeatureDistance
+from .transfer import Transfer as Transfer

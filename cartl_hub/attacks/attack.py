@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..randomness import START, fold_in, normal, random_keys, uniform
+from ..randomness import RESTART, START, fold_in, normal, random_keys, uniform
+from .losses import margin
 
 Norm = Literal["Linf", "L2"]
 
@@ -53,8 +53,7 @@ class Attack(ABC):
             keys: One key per image for its random numbers (:func:`cartl_hub.randomness.image_keys`); by default drawn from
                 torch's global generator.
             until_broken: For evaluation: an image that is misclassified leaves the batch with that perturbation, at once if
-                it needs none; the others end with the perturbation of highest loss. For training (False) all end with
-                their last one.
+                it needs none; the others end with the perturbation of highest loss. For training (False) none leaves.
 
         Shape:
             images [B, C, H, W], labels [B], keys [B] -> [B, C, H, W] in [0, 1], detached.
@@ -74,7 +73,7 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
-        """The images after the last step; the model is in eval mode."""
+        """The images after all steps; the model is in eval mode."""
 
     def search(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         """The worst images that were met, for images that the model classifies rightly."""
@@ -82,11 +81,12 @@ class Attack(ABC):
 
 
 def input_gradient(
-    model: nn.Module, images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient with respect to the pixels, with the losses and logits it came from.
 
     Args:
+        labels: What the loss takes beside logits, one entry per image.
         loss: Logits [B, K] and labels [B] to losses [B]. They are summed, so that an image's gradient doesn't depend on its
             batch.
 
@@ -101,9 +101,51 @@ def input_gradient(
     return gradient, losses.detach(), logits.detach()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, K], [B] -> [B]."""
-    return F.cross_entropy(logits, labels, reduction="none")
+@torch.no_grad()
+def random_search(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    propose: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+    queries: int,
+    *,
+    until_broken: bool,
+) -> Tensor:
+    """The proposal of highest margin for each image, without a gradient.
+
+    Args:
+        propose: Images, their best proposals so far, keys of this query, and its number, to proposals.
+        queries: Proposals for each image.
+
+    Shape:
+        [B, C, H, W] -> [B, C, H, W].
+    """
+    best = images.clone()
+    highest = torch.full((len(images),), -torch.inf, device=images.device)
+    active = torch.arange(len(images), device=images.device)
+    for query in range(queries):
+        proposals = propose(images[active], best[active], restart_keys(keys[active], query), query)
+        logits = model(proposals).float()
+        heights = margin(logits, labels[active])
+        broken = (logits.argmax(1) != labels[active]) & until_broken
+        better = broken | (heights > highest[active])
+        best[active[better]] = proposals[better]
+        highest[active[better]] = heights[better]
+        active = active[~broken]
+        if not len(active):
+            break
+    return best
+
+
+def restart_keys(keys: Tensor, restart: int) -> Tensor:
+    """Keys for an image's next run or query; the first one has the image's own."""
+    return fold_in(fold_in(keys, RESTART), restart) if restart else keys
+
+
+def random_start(images: Tensor, keys: Tensor, eps: float, norm: Norm) -> Tensor:
+    """Uniform point of the ball around each image, clipped to [0, 1]."""
+    return (images + random_point(keys, images.shape[1:], eps, norm)).clamp(0, 1)
 
 
 def random_point(keys: Tensor, shape: tuple[int, ...], eps: float, norm: Norm) -> Tensor:
@@ -128,6 +170,16 @@ def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
     if norm == "Linf":
         return delta.clamp(-eps, eps)
     return delta * (eps / sample_norm(delta).clamp(min=1e-12)).clamp(max=1)
+
+
+def confine(images: Tensor, moved: Tensor, eps: float, norm: Norm) -> Tensor:
+    """What moved away from ``images``, back in the ball around them and in [0, 1]."""
+    return (images + project(moved - images, eps, norm)).clamp(0, 1)
+
+
+def ascend(images: Tensor, iterate: Tensor, gradient: Tensor, step_size: float | Tensor, eps: float, norm: Norm) -> Tensor:
+    """A step of steepest ascent from ``iterate``, back in the ball around ``images`` and in [0, 1]."""
+    return confine(images, iterate + step_size * steepest_direction(gradient, norm), eps, norm)
 
 
 def steepest_direction(gradient: Tensor, norm: Norm) -> Tensor:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .attack import Attack, Norm, cross_entropy, input_gradient, project, random_point, steepest_direction
+from .attack import Attack, Norm, confine, input_gradient, random_start, steepest_direction
+from .losses import cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,9 @@ class RFGSM(Attack):
             raise ValueError(f"step_factor must be >= 0, got {self.step_factor}.")
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
-        start = (images + random_point(keys, images.shape[1:], self.eps, self.norm)).clamp(0, 1)
+        start = random_start(images, keys, self.eps, self.norm)
         moved = _ascend(model, start, labels, self.step_factor * self.eps, self.norm)
-        return (images + project(moved - images, self.eps, self.norm)).clamp(0, 1)
+        return confine(images, moved, self.eps, self.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class NFGSM(Attack):
             raise ValueError(f"noise_factor must be >= 0, got {self.noise_factor}.")
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
-        start = (images + random_point(keys, images.shape[1:], self.noise_factor * self.eps, self.norm)).clamp(0, 1)
+        start = random_start(images, keys, self.noise_factor * self.eps, self.norm)
         return _ascend(model, start, labels, self.eps, self.norm).clamp(0, 1)
 
     def search(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:

@@ -5,19 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..randomness import RESTART, fold_in
-from .attack import Attack, cross_entropy, input_gradient, project, random_point, steepest_direction
+from .attack import Attack, ascend, input_gradient, random_start, restart_keys
+from .losses import LOSSES, LossName, check_loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    """Projected gradient descent on the cross-entropy (Madry et al., 2018, https://arxiv.org/abs/1706.06083).
+    """Projected gradient descent (Madry et al., 2018, https://arxiv.org/abs/1706.06083).
 
     Args:
         step_size: Length of one step, in pixel units of [0, 1].
         steps: Number of gradient steps.
         random_start: Start from a uniform point of the ball instead of the image.
         restarts: Runs from other starts, each next one only on the images that are not broken yet; one in training.
+        loss: Cross-entropy as in the paper, the margin between logits, or their difference ratio (DLR).
 
     Raises:
         ValueError: On values out of range, or restarts from the same start, beside what :class:`Attack` raises.
@@ -27,6 +28,7 @@ class PGD(Attack):
     steps: int
     random_start: bool = True
     restarts: int = 1
+    loss: LossName = "ce"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,11 +36,12 @@ class PGD(Attack):
             raise ValueError(f"steps and restarts must be >= 1 and step_size >= 0, got {self}.")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"{self.restarts} restarts without a random start are all the same; use random_start=True.")
+        check_loss(self.loss)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         iterate = self._start(images, keys)
         for _ in range(self.steps):
-            gradient, _, _ = input_gradient(model, iterate, labels, cross_entropy)
+            gradient, _, _ = input_gradient(model, iterate, labels, LOSSES[self.loss])
             iterate = self._step(images, iterate, gradient)
         return iterate
 
@@ -47,15 +50,14 @@ class PGD(Attack):
         highest = torch.full((len(images),), -torch.inf, device=images.device)
         active = torch.arange(len(images), device=images.device)
         for restart in range(self.restarts):
-            run_keys = fold_in(fold_in(keys, RESTART), restart) if restart else keys
-            iterate = self._start(images[active], run_keys[active])
+            iterate = self._start(images[active], restart_keys(keys[active], restart))
             for step in range(self.steps + 1):
                 if step < self.steps:
-                    gradient, losses, logits = input_gradient(model, iterate, labels[active], cross_entropy)
+                    gradient, losses, logits = input_gradient(model, iterate, labels[active], LOSSES[self.loss])
                 else:
                     with torch.no_grad():
                         logits = model(iterate).float()
-                    losses = cross_entropy(logits, labels[active])
+                    losses = LOSSES[self.loss](logits, labels[active])
                 left = logits.argmax(1) == labels[active]
                 better = ~left | (losses > highest[active])
                 adversarial[active[better]] = iterate[better]
@@ -68,10 +70,7 @@ class PGD(Attack):
         return adversarial
 
     def _start(self, images: Tensor, keys: Tensor) -> Tensor:
-        if not self.random_start:
-            return images
-        return (images + random_point(keys, images.shape[1:], self.eps, self.norm)).clamp(0, 1)
+        return random_start(images, keys, self.eps, self.norm) if self.random_start else images
 
     def _step(self, images: Tensor, iterate: Tensor, gradient: Tensor) -> Tensor:
-        moved = iterate + self.step_size * steepest_direction(gradient, self.norm)
-        return (images + project(moved - images, self.eps, self.norm)).clamp(0, 1)
+        return ascend(images, iterate, gradient, self.step_size, self.eps, self.norm)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 import torch.nn.functional as F
 
 from ..attacks import PGD, Attack
-from .method import Method
+from ..ranges import check_whole
+from .method import Method, check_attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +52,21 @@ class AdversarialTraining(Method):
         attack: The inner maximisation; CARTL's by default.
         num_blocks: Blocks to train, counted from the classifier; None is the whole network.
         eps_schedule: Radius of the attack over the run.
+
+    Raises:
+        ValueError: On values of another kind or out of range.
     """
 
     attack: Attack = field(default=PGD(eps=8 / 255, step_size=2 / 255, steps=7))
     num_blocks: int | None = None
     eps_schedule: EpsSchedule = field(default_factory=EpsSchedule)
+
+    def __post_init__(self) -> None:
+        check_attack(self.attack)
+        if self.num_blocks is not None:
+            check_whole("num_blocks", self.num_blocks, (">=", 1))
+        if not isinstance(self.eps_schedule, EpsSchedule):
+            raise ValueError(f"eps_schedule must be an EpsSchedule, got {self.eps_schedule!r}.")
 
     @property
     def trained_blocks(self):

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..attacks import PGD, Attack
 from ..blocks import last_blocks, recorded_input
-from .method import Method
+from ..ranges import check_number, check_whole
+from .method import Method, check_attack
 
 
 def feature_distance(clean: Tensor, adversarial: Tensor) -> Tensor:
@@ -29,14 +30,22 @@ class FDM(Method):
 
     Args:
         num_blocks: Blocks after the feature extractor, counted from the classifier; all blocks are trained.
-        weight: Of the distance, a mean over the batch. The authors sum it over batches of 128: their lambda of 0.005 is
+        weight: Of the distance, >= 0, a mean over the batch. The authors sum it over batches of 128: their lambda of 0.005 is
             0.64 here, their 0.01 is 1.28.
         attack: The inner maximisation.
+
+    Raises:
+        ValueError: On values out of range.
     """
 
     num_blocks: int
     weight: float = 0.64
     attack: Attack = field(default=PGD(eps=8 / 255, step_size=2 / 255, steps=7))
+
+    def __post_init__(self) -> None:
+        check_whole("num_blocks", self.num_blocks, (">=", 1))
+        check_number("weight", self.weight, (">=", 0))
+        check_attack(self.attack)
 
     def setup(self, model, images=None):
         last_blocks(model, self.num_blocks)  # a split that doesn't exist is an error before the first step

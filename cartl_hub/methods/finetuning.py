@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
+from ..ranges import check_whole
 from .method import Method
 
 
@@ -17,6 +18,10 @@ class FineTuning(Method):
     """
 
     num_blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_blocks is not None:
+            check_whole("num_blocks", self.num_blocks, (">=", 1))
 
     @property
     def trained_blocks(self):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import recorded_input
+from ..ranges import check_number
 from .method import Images, Method
 
 
@@ -21,9 +22,12 @@ class LwF(Method):
     Without augmentation the source's features are computed once, before the first step; with it, at each step.
 
     Args:
-        weight: Of the distance; the authors' code uses 0.005 with the 1-norm.
+        weight: Of the distance, >= 0; the authors' code uses 0.005 with the 1-norm.
         norm: 1 as in the authors' code and CARTL's baseline, 2 as in the paper.
         warm_start: Share of the run, in [0, 1], in which the classifier alone is trained, on the source's features.
+
+    Raises:
+        ValueError: On values out of range.
     """
 
     weight: float = 0.005
@@ -33,8 +37,8 @@ class LwF(Method):
     def __post_init__(self) -> None:
         if self.norm not in (1, 2):
             raise ValueError(f"norm must be 1 or 2, got {self.norm!r}.")
-        if not 0 <= self.warm_start <= 1:
-            raise ValueError(f"warm_start must be a share of the run in [0, 1], got {self.warm_start}.")
+        check_number("weight", self.weight, (">=", 0))
+        check_number("warm_start", self.warm_start, (">=", 0), ("<=", 1))
 
     @contextmanager
     def setup(self, model, images=None):

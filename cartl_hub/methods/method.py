@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..attacks import Attack
 from ..blocks import last_blocks, trained_only
 from ..models import Classifier
 
@@ -79,3 +80,8 @@ class Method(ABC):
         ``"logits"`` [B, K], where given, is what the training accuracy is computed from. A method takes as keywords the
         modules that its ``setup`` yields, and no others.
         """
+
+
+def check_attack(attack: Attack) -> None:
+    if not isinstance(attack, Attack):
+        raise ValueError(f"attack must be an attack, such as PGD(eps=8/255, step_size=2/255, steps=7), got {attack!r}.")

@@ -11,6 +11,7 @@ from torch import nn
 from ..attacks.attack import eval_mode
 from ..blocks import last_blocks
 from ..models import Classifier
+from ..ranges import check_number, check_whole
 from ..spectral import SigmaOf, Size, rescaled, weighted
 from .method import Method
 
@@ -44,10 +45,9 @@ class NEFT(Method):
     convex_residual: bool = False
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be > 0, got {self.beta}.")
-        if self.power_iterations < 1:
-            raise ValueError(f"power_iterations must be >= 1, got {self.power_iterations}.")
+        check_whole("num_blocks", self.num_blocks, (">=", 1))
+        check_number("beta", self.beta, (">", 0))
+        check_whole("power_iterations", self.power_iterations, (">=", 1))
         if self.sigma not in ("kernel", "operator"):
             raise ValueError(f"sigma must be 'kernel' or 'operator', got {self.sigma!r}.")
 

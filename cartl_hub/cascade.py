@@ -1,0 +1,345 @@
+"""Attacks in stages over all images, the cheapest first, each dear one on what the earlier ones left."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .attacks import APGD, APGDT, PGD, Attack, Square, Transfer
+from .journal import Entry, Journal
+from .models import Classifier
+from .pool import Pool
+from .processes import gather, place
+from .randomness import image_keys, permutation
+from .ranges import check_number, check_whole
+from .verdict import PassCounter, Verdict, classify, judge
+
+logger = logging.getLogger(__name__)
+
+DEAR = (APGD, APGDT, Square, Transfer)  # run on survivors only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What an evaluation may take. It ends with the batch, or the check, in which the first of these is spent.
+
+    Args:
+        minutes: Of wall time, over all runs that resumed it.
+        passes: Images that go through the model, with or without a gradient.
+
+    Raises:
+        ValueError: On a budget that isn't above 0, or passes that aren't whole.
+    """
+
+    minutes: float | None = None
+    passes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None:
+            check_number("minutes", self.minutes, (">", 0))
+        if self.passes is not None:
+            check_whole("passes", self.passes, (">", 0))
+
+    def spent(self, seconds: float, passes: int) -> bool:
+        return seconds >= 60 * (self.minutes or math.inf) or passes >= (self.passes or math.inf)
+
+
+@dataclass(eq=False)
+class Stage:
+    """An attack, or clean images, and what came of them.
+
+    Args:
+        key: Of its files in the journal.
+        name: For people.
+        attack: None for clean images.
+        entering: Images that it is for, bool [N]; None before it has begun.
+        entries: Its finished batches.
+        again: Second verdicts on what it broke.
+    """
+
+    key: str
+    name: str
+    attack: Attack | None = None
+    entering: np.ndarray | None = None
+    entries: list[Entry] = field(default_factory=list)
+    again: list[Entry] = field(default_factory=list)
+
+    @property
+    def threat(self) -> tuple[str, float] | None:
+        """Norm and radius."""
+        return None if self.attack is None else (self.attack.norm, self.attack.eps)
+
+    @property
+    def attacked(self) -> np.ndarray:
+        """Images that it ran on, bool [N]."""
+        return _at(self.entries, self._num, lambda entry: entry.positions)
+
+    @property
+    def broken(self) -> np.ndarray:
+        """Images that it broke, bool [N]: by the first verdict and, where there is one, by the second."""
+        return _at(self.entries, self._num, lambda entry: entry.positions[entry.broken]) & ~self.unconfirmed
+
+    @property
+    def unconfirmed(self) -> np.ndarray:
+        """Images that the second verdict gave back, bool [N]."""
+        return _at(self.again, self._num, lambda entry: entry.positions[~entry.broken])
+
+    @property
+    def standing(self) -> np.ndarray:
+        """Images that it was for and did not break, bool [N]."""
+        assert self.entering is not None
+        return self.entering & ~self.broken
+
+    @property
+    def begun(self) -> bool:
+        return self.entering is not None and (bool(self.entries) or not self.entering.any())
+
+    @property
+    def finished(self) -> bool:
+        return self.entering is not None and bool((self.attacked == self.entering).all())
+
+    @property
+    def _num(self) -> int:
+        assert self.entering is not None
+        return len(self.entering)
+
+
+def _at(entries: Sequence[Entry], num: int, chosen: Callable[[Entry], Tensor]) -> np.ndarray:
+    flags = np.zeros(num, dtype=bool)
+    for entry in entries:
+        flags[chosen(entry).numpy()] = True
+    return flags
+
+
+# Which attack runs when, and on what
+
+
+def planned(attacks: Mapping[str, Attack]) -> list[Stage]:
+    """A stage for each attack: those that run on every image first, then those for survivors, each time the cheapest first."""
+    order = sorted(attacks.items(), key=lambda item: (isinstance(item[1], DEAR), planned_passes(item[1])))
+    return [Stage(f"{place:03d}", name, attack) for place, (name, attack) in enumerate(order, 1)]
+
+
+def planned_passes(attack: Attack | None) -> int:
+    """Passes of one image that stands to the end; 1 for attacks of an unknown kind."""
+    numbers = (getattr(attack, name, 1) for name in ("steps", "restarts", "num_targets", "queries", "samples"))
+    return math.prod(numbers) if not isinstance(attack, Transfer) else planned_passes(attack.attack)
+
+
+def continues(attack: Attack | None, shorter: Attack | None) -> bool:
+    """Whether ``attack`` is ``shorter`` with more steps.
+
+    An image's random start depends on its key alone and no step depends on the number of steps, so the longer attack passes
+    through the shorter one's iterates. It breaks what that breaks and needs to run on the survivors only.
+    """
+    if not (isinstance(attack, PGD) and type(attack) is type(shorter) is PGD) or attack.restarts > 1:
+        return False
+    return attack.steps > shorter.steps and replace(attack, steps=shorter.steps) == shorter
+
+
+def entering(attack: Attack, earlier: Sequence[Stage], correct: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Images that an attack is to run on, and whether its figure is its own.
+
+    Args:
+        earlier: Stages that ran before.
+        correct: Images that are classified correctly, bool [N].
+    """
+    shorter = [stage for stage in earlier if stage.finished and continues(attack, stage.attack)]
+    if shorter:
+        return shorter[-1].standing, True
+    if not isinstance(attack, DEAR):
+        return correct, True
+    inner = [stage.standing for stage in earlier if lies_in(stage.attack, attack.norm, attack.eps) and stage.begun]
+    return np.logical_and.reduce([correct, *inner]), not inner
+
+
+def lies_in(attack: Attack | None, norm: str, eps: float) -> bool:
+    """Whether the attack's ball is a part of this one."""
+    return attack is not None and attack.norm == norm and attack.eps <= eps
+
+
+# The work
+
+
+class _Found(NamedTuple):
+    """Of one batch: classes, where they are wrong, how many images left the threat model, and those that broke."""
+
+    predicted: Tensor
+    broken: Tensor
+    rejected: int = 0
+    adversarial: Tensor | None = None
+
+
+class Cascade:
+    """Runs stages over the images of a pool, batch by batch, and keeps each finished batch.
+
+    Each process takes every ``world``-th batch; after each round all of them know all verdicts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pool: Pool,
+        journal: Journal,
+        counter: PassCounter,
+        bar: tqdm,
+        *,
+        num_classes: int,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        budget: Budget,
+    ):
+        self.model, self.pool, self.journal, self.counter, self.bar = model, pool, journal, counter, bar
+        self.num_classes, self.seed, self.batch_size, self.device = num_classes, seed, batch_size, device
+        self.budget = budget
+        # on a CPU convolutions are a seventh faster with channels last; other people's models may count on the usual layout
+        fast = device.type == "cpu" and isinstance(model, Classifier)
+        self.layout = torch.channels_last if fast else torch.contiguous_format
+        self.rank, self.world = place()
+        self.passes, self.seconds = 0, 0.0
+        for entry in (entry for entries in journal.entries.values() for entry in entries):
+            self._spend(entry.passes, entry.elapsed)
+        for content in journal.checks.values():
+            self._spend(content["passes"], content["elapsed"])
+        self._before, self._begun = self.seconds, time.perf_counter()
+
+    def _spend(self, passes: int, elapsed: float) -> None:
+        self.passes += passes
+        self.seconds = max(self.seconds, elapsed)
+
+    @property
+    def _spent(self) -> bool:
+        return self.budget.spent(self.seconds, self.passes)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds up to now, over all runs."""
+        return self._before + time.perf_counter() - self._begun
+
+    def run(self, stage: Stage, images: np.ndarray, *, always: bool = False, later: int = 0) -> None:
+        """Run a stage on some images until they are done or the budget is spent, and judge what broke a second time.
+
+        Args:
+            images: bool [N].
+            always: Whatever the budget.
+            later: Passes that other stages may take after this one, for the time left.
+        """
+        stage.entering = images
+        self.bar.set_description(stage.name, refresh=False)
+        self.bar.total = self.bar.n + int(images.sum()) * planned_passes(stage.attack) + later
+        self._work(
+            stage.key, stage.entries, _positions(images), self.batch_size, lambda part: self._attack(stage, part), stage, always
+        )
+        if stage.attack is None:
+            return
+        broken = _positions(stage.broken)
+        mixed = broken[permutation(self.seed, 0, len(broken))]
+        size = max(1, min(self.batch_size, len(broken) // 2))  # at least two batches: an image's neighbours are other ones
+        self._work(f"{stage.key}again", stage.again, mixed, size, lambda part: self._judge_again(stage, part))
+
+    def check(self, names: Sequence[str], make: Callable[[str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Make checks that the journal doesn't hold, until the budget is spent; their content by name."""
+        found = {name: content for name, content in self.journal.checks.items() if name in names}
+        left = [name for name in names if name not in found]
+        for start in range(0, len(left), self.world):
+            if self._spent:
+                break
+            new: dict[str, dict[str, Any]] = {}
+            for name in left[start : start + self.world][self.rank : self.rank + 1]:
+                self.bar.set_description(f"check of {name}")
+                before = self.counter.passes
+                new[name] = {"check": make(name), "passes": self.counter.passes - before, "elapsed": self.elapsed}
+                self.journal.write_check(name, new[name])
+            for name, content in (item for part in gather(new) for item in part.items()):
+                found[name] = content
+                self._spend(content["passes"], content["elapsed"])
+        return {name: content["check"] for name, content in found.items()}
+
+    def _work(
+        self,
+        key: str,
+        entries: list[Entry],
+        positions: Tensor,
+        batch_size: int,
+        act: Callable[[Tensor], _Found],
+        shown: Stage | None = None,
+        always: bool = True,
+    ) -> None:
+        """Act on the positions that have no entry yet."""
+        entries += self.journal.entries.get(key, [])
+        self._show(shown, entries)
+        done = torch.cat([entry.positions for entry in entries]) if entries else positions[:0]
+        left = positions[~torch.isin(positions, done)]
+        batches = left.split(batch_size) if len(left) else ()
+        for start in range(0, len(batches), self.world):
+            if self._spent and not always:
+                return
+            mine = batches[start : start + self.world][self.rank : self.rank + 1]
+            new = [entry for found in gather([self._entry(key, part, act) for part in mine]) for entry in found]
+            entries += new
+            for entry in new:
+                self._spend(entry.passes, entry.elapsed)
+            self._show(shown, new)
+
+    def _entry(self, key: str, positions: Tensor, act: Callable[[Tensor], _Found]) -> Entry:
+        begun, before = time.perf_counter(), self.counter.passes
+        found = act(positions)
+        entry = Entry(
+            positions,
+            found.predicted.cpu(),
+            found.broken.cpu(),
+            found.rejected,
+            passes=self.counter.passes - before,
+            seconds=(time.perf_counter() - begun) / self.world,  # processes work side by side
+            elapsed=self.elapsed,
+        )
+        self.journal.write(key, entry, found.adversarial)
+        return entry
+
+    def _attack(self, stage: Stage, positions: Tensor) -> _Found:
+        images, labels, indices = self._load(positions)
+        if stage.attack is None:
+            predicted = classify(self.model, images, indices, self.num_classes, stage.name)
+            return _Found(predicted, predicted != labels)
+        keys = image_keys(self.seed, 0, indices.to(self.device))
+        adversarial = stage.attack(self.model, images, labels, keys, until_broken=True)
+        # an attack may search as it likes, the verdict is taken here
+        verdict = self._judge(stage, images, adversarial, indices)
+        broken, rejected = verdict.breaks(labels), int(verdict.rejected.sum())
+        if rejected and not any(entry.rejected for entry in stage.entries):
+            logger.warning(
+                "%s: %s moved images out of [0, 1] or its ball; they do not count as broken.", stage.name, stage.attack
+            )
+        return _Found(verdict.predicted, broken, rejected, verdict.images[broken])
+
+    def _judge_again(self, stage: Stage, positions: Tensor) -> _Found:
+        images, labels, indices = self._load(positions)
+        adversarial = self.journal.adversarial(stage.key, stage.entries, positions).to(self.device)
+        verdict = self._judge(stage, images, adversarial, indices)
+        return _Found(verdict.predicted, verdict.breaks(labels))
+
+    def _judge(self, stage: Stage, images: Tensor, adversarial: Tensor, indices: Tensor) -> Verdict:
+        assert stage.attack is not None
+        what = f"the images of {stage.name}"
+        return judge(self.model, images, adversarial, stage.attack, indices, self.num_classes, what)
+
+    def _load(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        images = self.pool.get(positions, self.device).contiguous(memory_format=self.layout)
+        return images, self.pool.labels[positions].to(self.device), self.pool.indices[positions]
+
+    def _show(self, stage: Stage | None, new: Sequence[Entry]) -> None:
+        if stage is not None:
+            self.bar.set_postfix_str(f"{stage.standing.sum():,} standing", refresh=False)
+            self.bar.update(sum(len(entry.positions) for entry in new) * planned_passes(stage.attack))
+
+
+def _positions(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(images))

@@ -1,0 +1,171 @@
+"""Finished batches of an evaluation on disk: a process that is killed loses no more than the batch it was in.
+
+A folder holds ``identity.json``, which says what is evaluated, one safetensors file for each finished batch of a stage, and one
+JSON file for each finished check. All processes of an evaluation share it.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from .files import write_file
+from .processes import gather, place
+
+logger = logging.getLogger(__name__)
+
+IDENTITY = "identity.json"
+OWN = ("*.safetensors", "check.*.json", IDENTITY)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What came out for one batch of one stage.
+
+    Args:
+        positions: Of its images, int64 [B].
+        predicted: What the model saw in the end, int64 [B].
+        broken: Where that is wrong, bool [B].
+        rejected: Images that the attack moved out of [0, 1] or the ball.
+        passes: Images that went through the model.
+        seconds: Spent on it.
+        elapsed: Seconds of the whole evaluation up to here, over all runs that resumed it.
+    """
+
+    positions: Tensor
+    predicted: Tensor
+    broken: Tensor
+    rejected: int
+    passes: int
+    seconds: float
+    elapsed: float
+
+
+class Journal:
+    """Entries and checks that were there when the folder was opened, and a place for new ones.
+
+    Args:
+        keep: Whether the folder outlives the evaluation.
+    """
+
+    def __init__(self, folder: Path, keep: bool):
+        self.folder, self.keep = folder, keep
+        self.entries: dict[str, list[Entry]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                self.entries.setdefault(path.name.partition(".")[0], []).append(_read(path))
+            except (SafetensorError, OSError, ValueError, KeyError) as error:
+                logger.warning("%s is damaged (%s); its images are attacked again.", path, error)
+        self.checks = {path.name.split(".")[1]: json.loads(path.read_bytes()) for path in folder.glob("check.*.json")}
+
+    def write(self, stage: str, entry: Entry, adversarial: Tensor | None = None) -> None:
+        """Keep an entry, and the images that broke in its order."""
+        tensors = {"positions": entry.positions, "predicted": entry.predicted, "broken": entry.broken}
+        if adversarial is not None:
+            tensors["adversarial"] = adversarial.cpu().contiguous()
+        figures = {key: getattr(entry, key) for key in ("rejected", "passes", "seconds", "elapsed")}
+        self._write(self._path(stage, entry), serialise(tensors, {"figures": json.dumps(figures)}))
+
+    def write_check(self, name: str, content: Mapping[str, Any]) -> None:
+        self._write(self.folder / f"check.{name}.json", json.dumps(content).encode())
+
+    def _write(self, path: Path, content: bytes) -> None:
+        if self.keep:
+            write_file(path, content)
+        else:  # a temporary folder is of no use to anybody after this process
+            path.write_bytes(content)
+
+    def adversarial(self, stage: str, entries: Sequence[Entry], positions: Tensor) -> Tensor:
+        """The images that broke at these positions: [B] -> [B, C, H, W]."""
+        found: dict[int, Tensor] = {}
+        for entry in entries:
+            broken = entry.positions[entry.broken].tolist()
+            rows = [row for row, chosen in enumerate(torch.isin(entry.positions[entry.broken], positions).tolist()) if chosen]
+            if rows:
+                with safe_open(self._path(stage, entry), "pt") as file:
+                    images = file.get_slice("adversarial")
+                    found |= {broken[row]: images[row : row + 1] for row in rows}
+        return torch.cat([found[position] for position in positions.tolist()])
+
+    def remove(self) -> None:
+        """Take away what the evaluation wrote, and the folder if nothing else is in it."""
+        for pattern in OWN:
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _path(self, stage: str, entry: Entry) -> Path:
+        return self.folder / f"{stage}.{int(entry.positions[0]):012d}.safetensors"
+
+
+def _read(path: Path) -> Entry:
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in ("positions", "predicted", "broken")}
+        return Entry(**tensors, **json.loads(file.metadata()["figures"]))
+
+
+@contextmanager
+def open_journal(folder: str | Path | None, identity: Mapping[str, Any]) -> Iterator[Journal]:
+    """The journal in ``folder``, made where there is none; without a folder, one that is gone afterwards.
+
+    Raises:
+        ValueError: If the folder holds something else, another evaluation, or isn't shared by all processes.
+    """
+    main = place()[0] == 0
+    if folder is not None:
+        refuse_other(folder, identity)
+    path = Path(tempfile.mkdtemp(prefix="cartl_hub_") if folder is None and main else folder or "")
+    path = gather(path)[0]
+    try:
+        if main:
+            path.mkdir(parents=True, exist_ok=True)
+            for partial in (partial for pattern in OWN for partial in path.glob(f"{pattern}*.partial")):
+                partial.unlink()
+            write_file(path / IDENTITY, json.dumps(identity, indent=2))
+        gather(None)
+        if not (path / IDENTITY).exists():
+            raise ValueError(
+                f"expected the folder {path} of the main process, which this process doesn't see; pass resume= with a folder "
+                "that all machines share."
+            )
+        journal = Journal(path, keep=folder is not None)
+        gather(None)  # nobody writes before everybody has read
+        yield journal
+        gather(None)  # nothing goes before everybody is done
+        if main and not journal.keep:
+            journal.remove()
+    finally:
+        if folder is None and main:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def refuse_other(folder: str | Path, identity: Mapping[str, Any]) -> None:
+    """Raise ValueError if ``folder`` holds anything but an evaluation in which all of ``identity`` is the same."""
+    folder = Path(folder)
+    try:
+        there = json.loads((folder / IDENTITY).read_bytes())
+    except FileNotFoundError:
+        if folder.exists() and any(not path.name.endswith(".partial") for path in folder.iterdir()):
+            raise ValueError(
+                f"expected an empty folder, or that of an evaluation, to resume from; got {folder} with other files."
+            ) from None
+        return
+    except (ValueError, OSError) as error:
+        raise ValueError(f"expected {IDENTITY} of an evaluation in {folder}, got a damaged one ({error}).") from error
+    other = [key for key, value in json.loads(json.dumps(identity)).items() if there.get(key) != value]
+    if other:
+        raise ValueError(
+            f"expected the folder of this evaluation to resume from, got {folder} with one of another: {', '.join(other)} "
+            "differ. Use another folder, or the same model, data and settings."
+        )

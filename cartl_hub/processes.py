@@ -1,0 +1,24 @@
+"""Several processes that do one thing together (``torchrun``, ``accelerate launch``)."""
+
+import os
+from typing import Any
+
+import torch.distributed as dist
+
+
+def place() -> tuple[int, int]:
+    """Number of this process and how many there are; joins the group that the launcher's environment names."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and dist.is_available() and not dist.is_initialized():
+        from accelerate import PartialState  # chooses the backend and this process's device
+
+        PartialState()
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def gather(value: Any) -> list[Any]:
+    """What each process holds, in the order of their numbers; waits for all of them."""
+    _, world = place()
+    values = [value] * world
+    if world > 1:
+        dist.all_gather_object(values, value)
+    return values
