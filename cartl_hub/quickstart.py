@@ -81,7 +81,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
             method=method,
             bn=POLICY,
             arguments=TrainingArguments(
-                epochs=12,
+                epochs=8,
                 lr=0.02,
                 augmentation=Augmentation(padding=2, flip=False),
                 validate_every=4,
