@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from .attacks import APGD, APGDT, PGD, Attack, Square, Transfer
 from .journal import Entry, Journal
-from .models import Classifier
 from .pool import Pool
 from .processes import gather, place
 from .randomness import image_keys, permutation
@@ -200,9 +199,6 @@ class Cascade:
         self.model, self.pool, self.journal, self.counter, self.bar = model, pool, journal, counter, bar
         self.num_classes, self.seed, self.batch_size, self.device = num_classes, seed, batch_size, device
         self.budget = budget
-        # on a CPU convolutions are a seventh faster with channels last; other people's models may count on the usual layout
-        fast = device.type == "cpu" and isinstance(model, Classifier)
-        self.layout = torch.channels_last if fast else torch.contiguous_format
         self.rank, self.world = place()
         self.passes, self.seconds = 0, 0.0
         for entry in (entry for entries in journal.entries.values() for entry in entries):
@@ -332,7 +328,7 @@ class Cascade:
         return judge(self.model, images, adversarial, stage.attack, indices, self.num_classes, what)
 
     def _load(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        images = self.pool.get(positions, self.device).contiguous(memory_format=self.layout)
+        images = self.pool.get(positions, self.device)
         return images, self.pool.labels[positions].to(self.device), self.pool.indices[positions]
 
     def _show(self, stage: Stage | None, new: Sequence[Entry]) -> None:

@@ -153,6 +153,7 @@ def test_verdict_is_taken_apart_from_the_attack():
         Tricked().eval(), tricked_case(), attacks={"claims": Claims(eps=1.0)}, curve=None, checks=False, progress=False
     )
     assert report.attacks["claims"].correct == 12
+    assert report.checks[0].figures["second verdicts"] == 0
 
 
 @dataclass(frozen=True, kw_only=True)
