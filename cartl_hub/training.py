@@ -312,6 +312,8 @@ class _Run:
             raise ValueError(f"expected at least one training image per process, got {len(data)} for {world}.")
         if arguments.log_with and self.folder is None:
             raise ValueError("log_with needs an output_dir to write to, got None.")
+        if arguments.log_with and not self.accelerator.log_with:
+            raise ValueError(f"expected a tracker that is installed as log_with, got {arguments.log_with!r}; pip install it.")
         method.adapt(self.model)
         self.result = Result(num_steps=self.num_steps, device=_device_name(self.accelerator.device))
         self.fingerprint = _fingerprint(method, bn, arguments, data, validation, self.model)

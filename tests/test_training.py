@@ -589,3 +589,9 @@ def test_crop_and_flip_can_be_off(wrn, data):
 def test_each_method_trains_each_family(method, model, data):
     result = train(model, method, data, bn=BatchNormPolicy(), arguments=arguments(epochs=1, lr=0.01))
     assert result.steps == 3
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_the_first_step(tmp_path):
+    arguments = TrainingArguments(epochs=1, batch_size=8, precision="fp32", log_with="comet_ml")
+    with pytest.raises(ValueError, match="expected a tracker that is installed"):
+        train(make_model("wrn10_1"), FineTuning(num_blocks=1), toy_data(16), arguments=arguments, output_dir=tmp_path)
