@@ -23,6 +23,7 @@ from .verdict import PassCounter, Verdict, classify, judge
 logger = logging.getLogger(__name__)
 
 DEAR = (APGD, APGDT, Square, Transfer)  # run on survivors only
+NUM_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Budget:
 
     Args:
         minutes: Of wall time, over all runs that resumed it.
-        passes: Images that go through the model, with or without a gradient.
+        passes: Images that go through the evaluated model, with or without a gradient.
 
     Raises:
         ValueError: On a budget that isn't above 0, or passes that aren't whole.
@@ -195,10 +196,11 @@ class Cascade:
         batch_size: int,
         device: torch.device,
         budget: Budget,
+        keep_images: bool,
     ):
         self.model, self.pool, self.journal, self.counter, self.bar = model, pool, journal, counter, bar
         self.num_classes, self.seed, self.batch_size, self.device = num_classes, seed, batch_size, device
-        self.budget = budget
+        self.budget, self.keep_images = budget, keep_images
         self.rank, self.world = place()
         self.passes, self.seconds = 0, 0.0
         for entry in (entry for entries in journal.entries.values() for entry in entries):
@@ -240,6 +242,9 @@ class Cascade:
         mixed = broken[permutation(self.seed, 0, len(broken))]
         size = max(1, min(self.batch_size, len(broken) // 2))  # at least two batches: an image's neighbours are other ones
         self._work(f"{stage.key}again", stage.again, mixed, size, lambda part: self._judge_again(stage, part))
+        if not self.keep_images:  # those of large images in every stage would fill a disk
+            kept = few_of_each_class(stage.broken, self.pool.labels)
+            self.journal.thin_out(stage.key, stage.entries[self.rank :: self.world], kept)
 
     def check(self, names: Sequence[str], make: Callable[[str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Make checks that the journal doesn't hold, until the budget is spent; their content by name."""
@@ -297,7 +302,8 @@ class Cascade:
             seconds=(time.perf_counter() - begun) / self.world,  # processes work side by side
             elapsed=self.elapsed,
         )
-        self.journal.write(key, entry, found.adversarial)
+        at = None if found.adversarial is None else entry.positions[entry.broken]
+        self.journal.write(key, entry, at, found.adversarial)
         return entry
 
     def _attack(self, stage: Stage, positions: Tensor) -> _Found:
@@ -318,7 +324,7 @@ class Cascade:
 
     def _judge_again(self, stage: Stage, positions: Tensor) -> _Found:
         images, labels, indices = self._load(positions)
-        adversarial = self.journal.adversarial(stage.key, stage.entries, positions).to(self.device)
+        adversarial = self.journal.images(stage.key, stage.entries, positions).to(self.device)
         verdict = self._judge(stage, images, adversarial, indices)
         return _Found(verdict.predicted, verdict.breaks(labels))
 
@@ -335,6 +341,15 @@ class Cascade:
         if stage is not None:
             self.bar.set_postfix_str(f"{stage.standing.sum():,} standing", refresh=False)
             self.bar.update(sum(len(entry.positions) for entry in new) * planned_passes(stage.attack))
+
+
+def few_of_each_class(broken: np.ndarray, labels: Tensor) -> Tensor:
+    """Positions of a few images, bool [N], to look at: of different classes as far as possible, first ones first."""
+    positions = _positions(broken)
+    order = labels[positions].numpy()
+    _, first = np.unique(order, return_index=True)
+    others = np.setdiff1d(np.arange(len(positions)), first)
+    return positions[np.sort(np.concatenate([np.sort(first), others])[:NUM_SAMPLES])]
 
 
 def _positions(images: np.ndarray) -> Tensor:

@@ -29,6 +29,7 @@ from .verdict import (
     FEW,
     NEIGHBOUR_CHANGE,
     RANDOM_CHANGE,
+    check_data,
     check_model,
     first_look,
     has_gradient,
@@ -456,6 +457,15 @@ CHECKS = {
 }
 
 
+SECOND_VERDICT = Probe(
+    lambda trial: [],  # it comes with the attacks
+    "fail",
+    "What broke once broke again, when it was classified in another batch.",
+    "What broke once did not always break again, when it was classified in another batch; it counts as standing.",
+    "Look for random numbers or a state in the model.",
+)
+
+
 def make_check(name: str, trial: Trial) -> Check:
     """Run one of :data:`CHECKS`."""
     try:
@@ -474,14 +484,7 @@ def second_verdict(unconfirmed: dict[str, int], num_verdicts: int, num_images: i
     """
     comparisons = [share(f"not confirmed, {name}", count, num_images) for name, count in unconfirmed.items() if count]
     comparisons = comparisons or [Comparison(0.0, 0.0, {})]
-    probe = Probe(
-        lambda trial: comparisons,
-        "fail",
-        "What broke once broke again, when it was classified in another batch.",
-        "What broke once did not always break again, when it was classified in another batch; it counts as standing.",
-        "Look for random numbers or a state in the model.",
-    )
-    check = _judged("second-verdict", probe, comparisons, num_images)
+    check = _judged("second-verdict", SECOND_VERDICT, comparisons, num_images)
     counts = {"second verdicts": num_verdicts, "not confirmed": sum(unconfirmed.values())}
     return replace(check, figures=counts | check.figures)
 
@@ -548,6 +551,7 @@ def run_checks(
         ValueError: If there is no such check, or as :func:`cartl_hub.evaluate` does for the model and the data.
     """
     chosen = chosen_checks(names)
+    check_data(data)
     check_model(model)
     with ExitStack() as stack:
         device, _ = stack.enter_context(measuring(model, device))
@@ -588,7 +592,7 @@ def thresholds_table() -> str:
     """The checks as Markdown, for the documentation."""
     lines = ["| check | an honest model | flagged from | result |", "|---|---|---|---|"]
     units = {"determinism": "of the logits' spread", "batch-independence": "of the logits' spread", "rising-loss": "of the rise"}
-    for name, probe in CHECKS.items():
+    for name, probe in (CHECKS | {"second-verdict": SECOND_VERDICT}).items():
         unit = units.get(name, "of the images")
         threshold = "spread outside 0.01 to 1,000" if name == "logit-range" else f"{100 * THRESHOLDS[name]:g} % {unit}"
         lines.append(f"| `{name}` | {probe.honest} | {threshold} | {probe.flagged} |")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attacks import APGD, APGDT, FGSM, PGD, RFGSM, Attack, Square, Transfer
+from .attacks import APGD, APGDT, FGSM, NFGSM, PGD, RFGSM, Attack, Square, Transfer
 from .attacks.attack import Norm
-from .cascade import DEAR, Budget, Cascade, Stage, entering, lies_in, planned, planned_passes
+from .cascade import DEAR, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
 from .checks import chosen_checks, make_check, make_trial, second_verdict
 from .config import to_dict
 from .data import Data
@@ -28,10 +28,9 @@ from .pool import read_pool
 from .processes import place
 from .report import Report
 from .results import Accuracy, AttackResult, Check, ClassAccuracy, Curve, Sample, Verdicts, WorstCase, eps_text, plain_json
-from .verdict import check_model, first_look, has_gradient, measuring
+from .verdict import check_data, check_model, first_look, has_gradient, measuring
 
 CURVE_EPS = tuple(k / 255 for k in (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64))
-NUM_SAMPLES = 8
 
 Strength = Literal["quick", "standard", "full"]
 
@@ -116,7 +115,8 @@ def evaluate(
             attacks on survivors, APGD-CE before APGD-T before Square. The report says what was left out.
         resume: Folder in which finished batches are kept. Where it holds those of the same evaluation that was interrupted, or
             whose budget was spent, it goes on behind them. Several machines must share it.
-        keep: Leave that folder's content when all is done.
+        keep: Leave that folder's content when all is done, with each adversarial image that broke. Otherwise those of an attack
+            go once they have had their second verdict, but for a few.
         batch_size: Images that are attacked at once.
         seed: Of the random starts; an image's start doesn't depend on the batch it is in.
         device: Where to run; by default where the model is, and it is back there afterwards.
@@ -132,6 +132,7 @@ def evaluate(
     check_names = chosen_checks(checks)
     check_model(model)
     _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep)
+    check_data(data)
     stated, description = plain_json(context or {}, "context"), plain_json(data.description, "description of the data")
     num_classes = len(data.label_names)
     identity = {
@@ -139,7 +140,7 @@ def evaluate(
         "cartl_hub": version("cartl_hub"),
         "weights": weights_digest(model),
         "label_names": list(map(str, data.label_names)),
-        "attacks": {name: _config(name, attack) | _source(attack) for name, attack in attacks.items()},
+        "attacks": [[stage.name, _config(stage) | _source(stage.attack)] for stage in planned(attacks)],
         "curve": None if curve is None else list(curve),
         "curve_images": curve_images,
         "check_images": check_images,
@@ -150,8 +151,9 @@ def evaluate(
         refuse_other(resume, identity)  # before the data are read, which may take long
     with ExitStack() as stack:
         device, counter = stack.enter_context(measuring(model, device))
-        if transfer_source is not None:
-            stack.enter_context(measuring(transfer_source, device))
+        others = [attack.source for attack in attacks.values() if isinstance(attack, Transfer)]
+        for other in (*others, *([] if transfer_source is None else [transfer_source])):
+            stack.enter_context(measuring(other, device))
         bar = stack.enter_context(_bar(progress))
         look = partial(first_look, model, num_classes, device)
         pool = stack.enter_context(read_pool(data, num_images, batch_size, look))
@@ -168,11 +170,12 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             budget=budget or Budget(),
+            keep_images=keep,
         )
         run = _Run(cascade, attacks, curve, curve_images)
         trial = make_trial(model, pool, check_images, num_classes, run.eps, run.norm, batch_size, seed, device, transfer_source)
         run.measure(check_names, partial(make_check, trial=trial))
-        journal.keep = keep or bool(run.dropped)
+        journal.finished = not (keep or run.dropped)
         return run.report(
             context=stated,
             data=description,
@@ -298,7 +301,7 @@ class _Run:
         return AttackResult(
             int(stage.standing.sum()),
             len(self.pool),
-            _config(stage.name, stage.attack),
+            _config(stage),
             int(stage.attacked.sum()),
             rejected=sum(entry.rejected for entry in entries),
             alone=stage.name in self.own,
@@ -325,14 +328,11 @@ class _Run:
         """A few images of the attack that broke most in the first threat model, of different classes as far as possible."""
         inside = [stage for stage in begun if lies_in(stage.attack, self.norm, self.eps)]
         stage = max(reversed(inside), key=lambda stage: stage.broken.sum())
-        positions = np.flatnonzero(stage.broken)
-        _, first = np.unique(self.pool.labels[positions], return_index=True)
-        chosen = np.sort(np.concatenate([np.sort(first), np.setdiff1d(np.arange(len(positions)), first)])[:NUM_SAMPLES])
-        if not len(chosen) or self.pool.images.shape[1] not in (1, 3):
+        at = few_of_each_class(stage.broken, self.pool.labels)
+        if not len(at) or self.pool.images.shape[1] not in (1, 3):
             return ()
-        at = torch.from_numpy(positions[chosen])
         images = self.pool.get(at, torch.device("cpu")).numpy()
-        adversarial = self.cascade.journal.adversarial(stage.key, stage.entries, at).numpy()
+        adversarial = self.cascade.journal.images(stage.key, stage.entries, at).numpy()
         predicted = {int(p): int(q) for entry in stage.entries for p, q in zip(entry.positions, entry.predicted, strict=True)}
         return tuple(
             Sample(int(self.pool.indices[p]), int(self.pool.labels[p]), predicted[int(p)], stage.name, image, changed)
@@ -354,11 +354,11 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _config(name: str, attack: Attack | None) -> dict[str, Any]:
-    return plain_json(to_dict(attack), name)
+def _config(stage: Stage) -> dict[str, Any]:
+    return plain_json(to_dict(stage.attack), stage.name)
 
 
-def _source(attack: Attack) -> dict[str, Any]:
+def _source(attack: Attack | None) -> dict[str, Any]:
     return {"source": weights_digest(attack.source)} if isinstance(attack, Transfer) else {}
 
 
@@ -377,6 +377,8 @@ def _bar(progress: bool) -> tqdm:
 def _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep) -> None:
     if not attacks:
         raise ValueError("expected at least one attack, got none; leave attacks out for the default ones.")
+    if any(isinstance(attack, NFGSM) for attack in attacks.values()):
+        raise ValueError("expected attacks that stay in their ball, got NFGSM, which is for training; use FGSM or PGD.")
     if "clean" in attacks:
         raise ValueError('expected another name for the attack "clean": the report uses it for images that aren\'t attacked.')
     counts = {"num_images": num_images, "curve_images": curve_images, "check_images": check_images, "batch_size": batch_size}

@@ -55,11 +55,12 @@ class Journal:
     """Entries and checks that were there when the folder was opened, and a place for new ones.
 
     Args:
-        keep: Whether the folder outlives the evaluation.
+        durable: Whether files must outlive the process.
     """
 
-    def __init__(self, folder: Path, keep: bool):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, durable: bool):
+        self.folder, self.durable = folder, durable
+        self.finished = False  # nothing is left to resume
         self.entries: dict[str, list[Entry]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             try:
@@ -68,34 +69,40 @@ class Journal:
                 logger.warning("%s is damaged (%s); its images are attacked again.", path, error)
         self.checks = {path.name.split(".")[1]: json.loads(path.read_bytes()) for path in folder.glob("check.*.json")}
 
-    def write(self, stage: str, entry: Entry, adversarial: Tensor | None = None) -> None:
-        """Keep an entry, and the images that broke in its order."""
+    def write(self, stage: str, entry: Entry, at: Tensor | None = None, images: Tensor | None = None) -> None:
+        """Keep an entry, and adversarial images [M, C, H, W] with their positions [M]."""
         tensors = {"positions": entry.positions, "predicted": entry.predicted, "broken": entry.broken}
-        if adversarial is not None:
-            tensors["adversarial"] = adversarial.cpu().contiguous()
+        if at is not None and images is not None:
+            tensors |= {"at": at, "images": images.cpu().contiguous()}
         figures = {key: getattr(entry, key) for key in ("rejected", "passes", "seconds", "elapsed")}
         self._write(self._path(stage, entry), serialise(tensors, {"figures": json.dumps(figures)}))
 
     def write_check(self, name: str, content: Mapping[str, Any]) -> None:
         self._write(self.folder / f"check.{name}.json", json.dumps(content).encode())
 
-    def _write(self, path: Path, content: bytes) -> None:
-        if self.keep:
-            write_file(path, content)
-        else:  # a temporary folder is of no use to anybody after this process
-            path.write_bytes(content)
-
-    def adversarial(self, stage: str, entries: Sequence[Entry], positions: Tensor) -> Tensor:
-        """The images that broke at these positions: [B] -> [B, C, H, W]."""
+    def images(self, stage: str, entries: Sequence[Entry], positions: Tensor) -> Tensor:
+        """The adversarial images at these positions: [B] -> [B, C, H, W]."""
         found: dict[int, Tensor] = {}
+        wanted = set(positions.tolist())
         for entry in entries:
-            broken = entry.positions[entry.broken].tolist()
-            rows = [row for row, chosen in enumerate(torch.isin(entry.positions[entry.broken], positions).tolist()) if chosen]
-            if rows:
-                with safe_open(self._path(stage, entry), "pt") as file:
-                    images = file.get_slice("adversarial")
-                    found |= {broken[row]: images[row : row + 1] for row in rows}
+            if not torch.isin(entry.positions, positions).any():
+                continue
+            with safe_open(self._path(stage, entry), "pt") as file:
+                images = file.get_slice("images")
+                for row, position in enumerate(file.get_tensor("at").tolist()):
+                    if position in wanted:
+                        found[position] = images[row : row + 1]
         return torch.cat([found[position] for position in positions.tolist()])
+
+    def thin_out(self, stage: str, entries: Sequence[Entry], kept: Tensor) -> None:
+        """Let adversarial images go, but for those at some positions."""
+        for entry in entries:
+            with safe_open(self._path(stage, entry), "pt") as file:
+                at = file.get_tensor("at")
+                rows = torch.isin(at, kept)
+                images = None if rows.all() else file.get_tensor("images")
+            if images is not None:
+                self.write(stage, entry, at[rows], images[rows])
 
     def remove(self) -> None:
         """Take away what the evaluation wrote, and the folder if nothing else is in it."""
@@ -104,6 +111,12 @@ class Journal:
                 path.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def _write(self, path: Path, content: bytes) -> None:
+        if self.durable:
+            write_file(path, content)
+        else:
+            path.write_bytes(content)
 
     def _path(self, stage: str, entry: Entry) -> Path:
         return self.folder / f"{stage}.{int(entry.positions[0]):012d}.safetensors"
@@ -139,11 +152,11 @@ def open_journal(folder: str | Path | None, identity: Mapping[str, Any]) -> Iter
                 f"expected the folder {path} of the main process, which this process doesn't see; pass resume= with a folder "
                 "that all machines share."
             )
-        journal = Journal(path, keep=folder is not None)
+        journal = Journal(path, durable=folder is not None)
         gather(None)  # nobody writes before everybody has read
         yield journal
         gather(None)  # nothing goes before everybody is done
-        if main and not journal.keep:
+        if main and journal.finished:
             journal.remove()
     finally:
         if folder is None and main:

@@ -179,8 +179,8 @@ def test_what_breaks_once_and_not_again_stands():
 
 @pytest.mark.parametrize("batch_size", [20, 80])
 def test_second_verdict_is_of_other_batches(batch_size, monkeypatch):
-    again, read = [], journal.Journal.adversarial
-    monkeypatch.setattr(journal.Journal, "adversarial", lambda self, *args: again.append(args[2].tolist()) or read(self, *args))
+    again, read = [], journal.Journal.images
+    monkeypatch.setattr(journal.Journal, "images", lambda self, *args: again.append(args[2].tolist()) or read(self, *args))
     settings = {"curve": None, "checks": False, "progress": False, "batch_size": batch_size}
     report = evaluate(*curved_case(), attacks={"FGSM": FGSM(eps=0.5)}, **settings)
     *batches, _samples = again
@@ -421,14 +421,33 @@ def test_successes_are_kept_as_images(tmp_path):
     report = evaluate(model, data, **SETTINGS, resume=tmp_path, keep=True)
     files = sorted(tmp_path.glob("003.*.safetensors"))
     tensors = [load_file(path) for path in files]
-    positions = torch.cat([found["positions"][found["broken"]] for found in tensors])
-    images = torch.cat([found["adversarial"] for found in tensors])
+    positions = torch.cat([found["at"] for found in tensors])
+    images = torch.cat([found["images"] for found in tensors])
+    assert torch.equal(positions, torch.cat([found["positions"][found["broken"]] for found in tensors]))
     assert len(files) > 1
     with torch.no_grad():
         assert (model(images).argmax(1) != data.labels[positions]).all()
     assert (images - data.images[positions] / 255).abs().max() <= EPS + 1e-6
     stage = report.verdicts.correct["PGD-10"] & ~report.verdicts.correct["PGD-5"]
     assert not stage.any()
+
+
+def test_other_images_go_after_their_second_verdict(tmp_path):
+    report = evaluate(*curved_case(60), **SETTINGS, budget=Budget(passes=1500), resume=tmp_path)
+    assert report.dropped
+    for stage in ("001", "002"):
+        left = [load_file(path)["images"] for path in sorted(tmp_path.glob(f"{stage}.*.safetensors"))]
+        assert len(left) > 3
+        assert sum(map(len, left)) == 8
+    assert len(evaluate(*curved_case(60), **SETTINGS, resume=tmp_path).samples) == 8
+
+
+def test_attacks_of_the_same_cost_in_another_order_are_another_evaluation(tmp_path):
+    attacks = {"a": FGSM(eps=EPS), "b": FGSM(eps=EPS / 2)}
+    settings = {"curve": None, "checks": False, "progress": False, "resume": tmp_path, "keep": True}
+    evaluate(*curved_case(20), attacks=attacks, **settings)
+    with pytest.raises(ValueError, match="attacks differ"):
+        evaluate(*curved_case(20), attacks=dict(reversed(attacks.items())), **settings)
 
 
 # Budget

@@ -11,7 +11,8 @@ from known_models import EPS, FloatData, Linear, curved_case, linear_case
 from PIL import Image
 from torch import nn
 
-from cartl_hub.attacks import APGD, APGDT, FGSM, PGD, Attack, Noise, Square
+from cartl_hub.attacks import APGD, APGDT, FGSM, NFGSM, PGD, Attack, Noise, Square
+from cartl_hub.checks import run_checks
 from cartl_hub.data import ImageData, StreamingData
 from cartl_hub.evaluation import CURVE_EPS, default_attacks, evaluate
 
@@ -393,6 +394,7 @@ def test_other_precisions_are_refused():
     [
         ({"attacks": {}}, "at least one attack"),
         ({"attacks": {"clean": FGSM(eps=EPS)}}, 'another name for the attack "clean"'),
+        ({"attacks": {"noisy": NFGSM(eps=EPS)}}, "attacks that stay in their ball, got NFGSM"),
         ({"num_images": 0}, "num_images >= 1, got 0"),
         ({"batch_size": 0}, "batch_size >= 1, got 0"),
         ({"check_images": 0}, "check_images >= 1, got 0"),
@@ -503,3 +505,9 @@ def test_report_says_what_was_measured():
     assert report.attacks["PGD-3"].attack["steps"] == 3
     assert {"python", "torch", "timm", "cartl_hub", "device", "threads", "seconds", "date"} <= report.environment.keys()
     assert [check.name for check in report.checks] == ["second-verdict"]
+
+
+def test_data_that_is_not_ours_is_explained(wrn):
+    for measure in (evaluate, run_checks):
+        with pytest.raises(TypeError, match=r"expected data such as load_splits\(...\)\.test, got list"):
+            measure(wrn.eval(), [1, 2], progress=False)
