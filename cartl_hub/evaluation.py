@@ -44,7 +44,7 @@ def default_attacks(
         eps: Radius in Linf, in pixel units of [0, 1].
         l2_eps: Radius in L2; 20 steps of PGD can go 2.5 times as far.
         norm: Whose attacks.
-        strength: "quick": FGSM and PGD with 20 steps. "standard": also PGD with 100 steps, and APGD-T with 40 steps for each of
+        strength: "quick": FGSM and PGD with 20 steps. "standard": also PGD with 100 steps, and APGD-T with 30 steps for each of
             3 targets. "full": also APGD-CE, with APGD-T of 100 steps for each of 9 targets, and Square of 5,000 queries: the
             attacks of AutoAttack's standard version (Croce and Hein, 2020) but for FAB.
 
@@ -61,7 +61,7 @@ def default_attacks(
     if strength != "quick":
         attacks["PGD-100"] = pgd(steps=100)
     if strength == "standard":
-        attacks["APGD-T"] = APGDT(**ball, steps=40, num_targets=3)
+        attacks["APGD-T"] = APGDT(**ball, steps=30, num_targets=3)
     if strength == "full":
         attacks |= {"APGD-CE": APGD(**ball), "APGD-T": APGDT(**ball), "Square": Square(**ball)}
     if norm == "L2":
