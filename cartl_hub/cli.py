@@ -520,13 +520,11 @@ def _lines(text: str | None) -> list[str] | None:
 @app.command(epilog="Example: cartl-hub card model_cards/wrn16_2.fdm4_cifar100")
 def card(folder: Annotated[Path, typer.Argument(help="Model folder.", exists=True, file_okay=False)]) -> None:
     """Write the card of a model folder again, from its config and its report."""
-    from . import Report
     from .card import render_card
     from .files import write_file
-    from .folder import CARD, REPORT, read_model
+    from .folder import CARD, read_model, read_report
 
-    report = Report.load(folder) if (folder / REPORT).exists() else None
-    write_file(folder / CARD, render_card(read_model(folder), report=report))
+    write_file(folder / CARD, render_card(read_model(folder), report=read_report(folder)))
     typer.echo(f"Written: {folder / CARD}")
 
 

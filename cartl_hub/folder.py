@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from .images import ImagePolicy, policy_to_dict
 from .models import Classifier, create_model
 from .models.classifier import NOT_BUILT
 from .report import Report
+from .results import FILES
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
 _PLAIN = (str, int, float, bool, type(None), list)
-_PLOTS = ("robustness", "curve", "classes", "samples")
 _DEEPEST = 512
 _CONFIG_BYTES = 16 << 20
 _LARGEST = 65_536  # of any count or size in a config: more is a mistake or an attack on the memory
@@ -109,9 +110,17 @@ def _forget_report(folder: Path, digest: str) -> None:
         return
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
-    for name in ("report.html", "per_image.csv", "curve.csv", *(f"{stem}{kind}" for stem in _PLOTS for kind in (".png", ".svg"))):
+    for name in FILES:
         (folder / name).unlink(missing_ok=True)
-    path.unlink()
+
+
+def read_report(folder: Path) -> Report | None:
+    """The report in a model folder, where there is one.
+
+    Raises:
+        ValueError: If it can't be read.
+    """
+    return Report.load(folder) if (folder / REPORT).exists() else None
 
 
 def model_config(model: Classifier, weights_sha256: str | None = None) -> dict[str, Any]:
@@ -169,17 +178,12 @@ def read_model(folder: Path) -> Classifier:
     own = config.get("cartl_hub", {})
     state = _read_weights(folder / WEIGHTS, own.get("weights_sha256"))
     try:
-        with torch.device("meta"):  # takes no memory
-            expected = build_model(config).backbone.state_dict()
-    except NotImplementedError:  # a network that computes something when it is built
-        expected = None
-    except Exception as error:  # whatever an architecture makes of arguments that nobody has checked
-        raise ModelError(f"the config of {folder} doesn't make a {config['architecture']}: {error}") from error
-    if expected is not None:
-        _check_state(state, expected, folder)
-    try:
+        with suppress(NotImplementedError), torch.device("meta"):  # takes no memory; a few networks compute when they are built
+            _check_state(state, build_model(config).backbone.state_dict(), folder)
         model = build_model(config)
-    except Exception as error:
+    except ModelError:
+        raise
+    except Exception as error:  # whatever an architecture makes of arguments that nobody has checked
         raise ModelError(f"the config of {folder} doesn't make a {config['architecture']}: {error}") from error
     _check_state(state, model.backbone.state_dict(), folder)
     model.backbone.load_state_dict(state)

@@ -28,9 +28,8 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from .folder import CARD, CONFIG, REPORT, WEIGHTS, ModelError, build_model, read_config, read_model
+from .folder import CARD, CONFIG, REPORT, WEIGHTS, ModelError, build_model, read_config, read_model, read_report
 from .models import Classifier
-from .report import Report
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -362,7 +361,7 @@ def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = 
     lineage = config.get("cartl_hub", {}).get("lineage", {})
     with torch.device("meta"):
         backbone = build_model(config).backbone
-    report = Report.load(folder) if (folder / REPORT).exists() else None
+    report = read_report(folder)
     attack = next((name for name in ("PGD-20", "PGD-100") if report and name in report.attacks), None)
     if size is None:
         size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0

@@ -19,10 +19,9 @@ from rich.text import Text
 
 from . import plots
 from .files import write_files
-from .results import AttackResult, Check, Curve, Results, WorstCase, eps_text, text
+from .results import FILES, AttackResult, Check, Curve, Results, WorstCase, eps_text, text
 
 TEMPLATES = Path(__file__).parent / "templates"
-OPTIONAL = {"curve.png", "curve.svg", "curve.csv", "classes.png", "classes.svg", "samples.png"}
 SCALED_UP = 96  # images of fewer pixels a side are shown with square pixels
 FEW_IMAGES = 30  # with fewer, the interval of a class can be wider than 34 points
 WORDS = {"pass": "passed", "warn": "warning", "fail": "failed", "skipped": "not made"}
@@ -52,7 +51,7 @@ def save_report(report: Results, folder: str | Path) -> None:
         "report.json": json.dumps(report.to_json(), indent=2, allow_nan=False),
     }
     write_files({folder / name: content for name, content in contents.items()})
-    for name in OPTIONAL.difference(contents):
+    for name in set(FILES).difference(contents):
         (folder / name).unlink(missing_ok=True)
 
 

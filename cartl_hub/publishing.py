@@ -20,11 +20,11 @@ from huggingface_hub.utils import validate_repo_id
 from . import __version__
 from .card import render_card
 from .files import sha256, write_file
-from .folder import CARD, CONFIG, REPORT, WEIGHTS, ModelError, read_model
+from .folder import CARD, CONFIG, WEIGHTS, ModelError, read_model, read_report
 from .hub import LIBRARY, explained, retried
-from .report import Report
+from .results import FILES
 
-PUBLISHED = (WEIGHTS, CONFIG, CARD, REPORT, "report.html", "per_image.csv", "losses.csv", "curve.csv", "recipe.yaml")
+PUBLISHED = (WEIGHTS, CONFIG, CARD, *FILES, "losses.csv", "recipe.yaml")
 PICTURES = (".png", ".svg")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
@@ -199,7 +199,7 @@ def _prepared(folder: Path, repo_id: str) -> Iterator[Path]:
     """A temporary copy of what is published, whole and checked."""
     try:
         model = read_model(folder)
-        report = Report.load(folder) if (folder / REPORT).exists() else None
+        report = read_report(folder)
     except ValueError as error:
         raise PublishError(f"{folder} can't be published: {error}") from error
     measured = None if report is None else report.context.get("weights_sha256")

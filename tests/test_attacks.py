@@ -36,6 +36,21 @@ PROJECTED = [name for name in RANDOM if name != "NFGSM"]
 # What is attacked
 
 
+def trained_toy(low: float, high: float) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small model trained for a moment, and 400 images that it hasn't seen, with pixels in [low, high]."""
+    generator = torch.Generator().manual_seed(1)
+    prototypes = torch.rand(4, 3, 8, 8, generator=generator)
+    labels = torch.arange(800) % 4
+    images = low + (high - low) * (0.3 * prototypes[labels] + 0.7 * torch.rand(800, 3, 8, 8, generator=generator))
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[:400]), labels[:400]).backward()
+        optimizer.step()
+    return model.eval(), images[400:], labels[400:]
+
+
 def small_model() -> nn.Sequential:
     torch.manual_seed(3)
     model = nn.Sequential(
@@ -605,17 +620,7 @@ def toy():
 
     Their pixels are in [0.2, 0.8]: at the borders, the library clips an L2 step before it projects it, and ours after that.
     """
-    generator = torch.Generator().manual_seed(1)
-    prototypes = torch.rand(4, 3, 8, 8, generator=generator)
-    labels = torch.arange(800) % 4
-    images = 0.2 + 0.6 * (0.3 * prototypes[labels] + 0.7 * torch.rand(800, 3, 8, 8, generator=generator))
-    model = small_model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images[:400]), labels[:400]).backward()
-        optimizer.step()
-    return model.eval(), images[400:], labels[400:]
+    return trained_toy(0.2, 0.8)
 
 
 def ours(norm, steps, *, random_start):

@@ -29,8 +29,8 @@ from test_attacks import (
     correct,
     linear_problem,
     size,
-    small_model,
     small_problem,
+    trained_toy,
 )
 from torch import Tensor, nn
 
@@ -85,17 +85,7 @@ class Counting(nn.Module):
 @pytest.fixture(scope="module")
 def toy():
     """A small model trained for a moment, and 400 images that it hasn't seen."""
-    generator = torch.Generator().manual_seed(1)
-    prototypes = torch.rand(4, 3, 8, 8, generator=generator)
-    labels = torch.arange(800) % 4
-    images = 0.3 * prototypes[labels] + 0.7 * torch.rand(800, 3, 8, 8, generator=generator)
-    model = small_model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images[:400]), labels[:400]).backward()
-        optimizer.step()
-    return model.eval(), images[400:], labels[400:]
+    return trained_toy(0.0, 1.0)
 
 
 def robust_acc(attack, model: nn.Module, images: Tensor, labels: Tensor) -> float:
