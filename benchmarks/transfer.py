@@ -18,7 +18,7 @@ import numpy as np
 
 from cartl_hub import NEFT, PGD, BatchNormPolicy, DataArguments, FineTuning, Report, RobustFineTuner, Schedule, TrainingArguments
 from cartl_hub.config import to_dict
-from cartl_hub.results import paired_bootstrap
+from cartl_hub.report import paired_bootstrap
 
 EPS = 8 / 255
 PGD_20 = PGD(eps=EPS, step_size=2 / 255, steps=20)

@@ -8,10 +8,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .blocks import list_blocks
 from .models import Classifier
-from .report import Report
-from .results import eps_text
+from .report import Report, eps_text
 
-TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+TEMPLATE = Path(__file__).parent / "card.md.j2"
 CITATIONS = (
     (
         ("FDM", "NEFT"),

@@ -91,6 +91,7 @@ def _fraction(text: str) -> float:
 Eps = Annotated[float, typer.Option(parser=_fraction, metavar="RADIUS", help="Linf radius in pixel units of [0, 1].")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; found by itself.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; found by itself.")]
+DataId = Annotated[str | None, typer.Option(help="Name of the data in report and card; by default the folder's or the Hub id.")]
 NumImages = Annotated[int | None, typer.Option(min=1, help="Test images of the report; by default all.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
 
@@ -137,6 +138,7 @@ def finetune(
     seed: Seed = 0,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    data_id: DataId = None,
     streaming: Annotated[bool, typer.Option(help="Read the data as a stream.")] = False,
     num_images: NumImages = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.")] = None,
@@ -163,7 +165,9 @@ def finetune(
             seed=seed,
             augmentation=Augmentation(flip=flip),
         ),
-        data_arguments=DataArguments(image_column=image_column, label_column=label_column, streaming=streaming, seed=seed),
+        data_arguments=DataArguments(
+            image_column=image_column, label_column=label_column, id=data_id, streaming=streaming, seed=seed
+        ),
         output_dir=output,
         push_to_hub=push_to is not None,
         hub_model_id=push_to,
@@ -231,6 +235,7 @@ def evaluate(
     seed: Seed = 0,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    data_id: DataId = None,
     resume: Annotated[Path | None, typer.Option(help="Folder in which finished batches are kept, to go on after a kill.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
 ) -> None:
@@ -247,7 +252,7 @@ def evaluate(
     test, notes = load_test_split(
         data,
         policy,
-        DataArguments(image_column=image_column, label_column=label_column),
+        DataArguments(image_column=image_column, label_column=label_column, id=data_id),
         label_names=label_names,
         trained_on=lineage.get("data", {}),
     )
@@ -284,10 +289,10 @@ def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[s
 
     module_name, separator, function = name.partition(":")
     if not separator or Path(name).exists():
-        model, source = open_source(name)
-        told = {"weights_sha256": weights_sha256(model)}
-        if source is not None and "revision" in source:
-            told["revision"] = source["revision"]
+        opened = open_source(name)
+        model, told = opened.model, {"weights_sha256": weights_sha256(opened.model)}
+        if "revision" in opened.origin:
+            told["revision"] = opened.origin["revision"]
         return model.eval(), model.image_policy, model.label_names, model.lineage, told
     import importlib
 
@@ -314,7 +319,7 @@ def compare(
 ) -> None:
     """Put reports side by side in one page, with paired intervals where they measured the same images."""
     from . import Report
-    from .comparison import save_comparison
+    from .report.comparison import save_comparison
 
     _check_folder(output)
     if len(folders) < 2:
@@ -382,7 +387,10 @@ def sources(
     search: Annotated[str | None, typer.Option(help="Part of the name.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
 ) -> None:
-    """List the models that came with the package, and those on the Hub, with what was measured of them."""
+    """List the models that came with the package, and those on the Hub, with what was measured of them.
+
+    "recipe only": not trained yet; `cartl-hub pretrain` makes it.
+    """
     from rich.table import Table
 
     from . import list_sources
@@ -399,11 +407,11 @@ def sources(
         clean, robust = ("-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc))
         cells = (
             info.id,
-            f"{info.architecture}\n{info.num_parameters:,} parameters",
+            info.architecture + (f"\n{info.num_parameters:,} parameters" if info.num_parameters else ""),
             f"{info.data}\n{info.method}",
             f"{clean}\nn = {info.num_images}" if info.num_images else clean,
             f"{robust}\n{info.attack}\n{info.threat_model}" if info.attack else robust,
-            f"{info.size / 1e6:.1f}",
+            "-" if info.size is None else f"{info.size / 1e6:.1f}",
             info.where + (f"\n{info.revision[:7]}" if info.revision else ""),
         )
         table.add_row(*map(_plain, cells))

@@ -2,8 +2,10 @@
 
 import copy
 import difflib
+import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,18 @@ from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks
 from .card import render_card
 from .evaluation import evaluate
-from .folder import ModelError, build_model, is_main_process, read_config, save_model, weights_sha256
-from .hub import bundled_models, find_model, load_model
+from .folder import ModelError, build_model, read_config, read_model, read_report, save_model, weights_sha256
+from .hub import bundled_models, find_model
 from .lineage import lineage
 from .loading import AnyData, DataArguments, load_splits
 from .methods import NEFT, Method
 from .models import Classifier, create_model
+from .processes import is_main_process
 from .publishing import PublishError, check_publishable, publish
 from .report import Report
 from .training import Result, TrainingArguments, train
+
+logger = logging.getLogger(__name__)
 
 
 class RobustFineTuner:
@@ -72,7 +77,8 @@ class RobustFineTuner:
     ):
         self.method = method or NEFT(num_blocks=4, beta=0.4)
         self.bn, self.arguments = bn or BatchNormPolicy(), arguments or TrainingArguments()
-        self.model, self.source = open_source(source, revision)
+        opened = open_source(source, revision)
+        self.model, self.source, self._source_report = opened.model, opened.origin, opened.report
         last_blocks(self.model, self.method.trained_blocks)
         self.splits = load_splits(data, self.model.image_policy, data_arguments)
         self.arguments.num_steps(self.splits.train)
@@ -141,14 +147,14 @@ class RobustFineTuner:
             "id": self.name,
             "weights_sha256": weights_sha256(self.model),
             "notes": [*self.splits.notes, *([] if self.result else ["the model is not trained yet"])],
+            "source": self.source,
         }
-        if self.source is not None:
-            context["source"] = self.source
         self.report = evaluate(
             self.model.eval(),
             self.splits.test,
             attacks=attacks,
             num_images=num_images,
+            source_report=self._source_report,
             context=context | kwargs.pop("context", {}),
             **kwargs,
         )
@@ -227,38 +233,69 @@ class RobustFineTuner:
         return record | {"name": self.name, "tag": self.name.partition(".")[2], "licence": self._licence}
 
 
-def open_source(source: str | Path | nn.Module, revision: str | None = None) -> tuple[Classifier, dict[str, Any] | None]:
-    """A source model of any kind, and where it came from."""
-    if isinstance(source, Classifier):
-        return copy.deepcopy(source), source.lineage.get("loaded_from") or {"id": source.architecture, "weights": "given"}
+@dataclass(frozen=True)
+class Source:
+    """A source, opened.
+
+    Args:
+        model: A copy, to be trained.
+        origin: Where it came from, as a lineage records it.
+        report: What was measured of these weights, where that is known.
+    """
+
+    model: Classifier
+    origin: dict[str, Any]
+    report: Report | None = None
+
+
+def open_source(source: str | Path | nn.Module, revision: str | None = None) -> Source:
+    """A source model of any kind.
+
+    Raises:
+        ModelError: If there is none, or its weights can't be had.
+    """
     if isinstance(source, nn.Module):
-        model = Classifier(copy.deepcopy(source))
-        return model, {"id": model.architecture, "weights": "given"}
+        model = copy.deepcopy(source) if isinstance(source, Classifier) else Classifier(copy.deepcopy(source))
+        return Source(model, model.lineage.get("loaded_from") or {"id": model.architecture, "weights": "given"})
     try:
-        find_model(source, revision)
+        folder, origin = find_model(source, revision)
     except ModelError as error:
         name = str(source)
         if not timm.is_model(name):
             raise ModelError(f"{error}{_similar(name)}") from error
-        if not timm.is_model_pretrained(name):
-            raise ModelError(
-                f"timm has no pretrained weights for {name!r}, and a source needs weights; for an untrained one pass "
-                f"cartl_hub.create_model({name!r})."
-            ) from None
-        try:
-            model = create_model(name, pretrained=True)
-            return model, {
-                "id": f"timm/{name}",
-                "hub_id": model.backbone.pretrained_cfg.get("hf_hub_id"),
-                "timm": timm.__version__,
-            }
-        except Exception as error:  # what the Hub client raises without a network
-            raise ModelError(
-                f"timm's pretrained weights of {name!r} can't be had: {error}. Without a network pass a folder, or a model "
-                f"of your own weights: cartl_hub.create_model({name!r}, checkpoint_path=...)."
-            ) from error
-    model = load_model(source, revision=revision)
-    return model, model.lineage["loaded_from"]
+        return _open_timm(name)
+    model = read_model(folder)
+    model.lineage |= {"loaded_from": origin}
+    return Source(model, origin, _report_of(folder, model))
+
+
+def _report_of(folder: Path, model: Classifier) -> Report | None:
+    """The report in a model's folder, unless it is damaged or of other weights."""
+    try:
+        report = read_report(folder)
+    except ValueError as error:
+        logger.warning("the source's report is left out: %s", error)
+        return None
+    if report is None or report.context.get("weights_sha256") not in (None, weights_sha256(model)):
+        return None
+    return report
+
+
+def _open_timm(name: str) -> Source:
+    if not timm.is_model_pretrained(name):
+        raise ModelError(
+            f"timm has no pretrained weights for {name!r}, and a source needs weights; for an untrained one pass "
+            f"cartl_hub.create_model({name!r})."
+        )
+    try:
+        model = create_model(name, pretrained=True)
+    except Exception as error:  # what the Hub client raises without a network
+        raise ModelError(
+            f"timm's pretrained weights of {name!r} can't be had: {error}. Without a network pass a folder, or a model "
+            f"of your own weights: cartl_hub.create_model({name!r}, checkpoint_path=...)."
+        ) from error
+    hub_id = model.backbone.pretrained_cfg.get("hf_hub_id")
+    return Source(model, {"id": f"timm/{name}", "hub_id": hub_id, "timm": timm.__version__})
 
 
 def open_untrained(name: str) -> Classifier:

@@ -23,8 +23,8 @@ from .files import sha256, write_files
 from .images import ImagePolicy, policy_to_dict
 from .models import Classifier, create_model
 from .models.classifier import NOT_BUILT
-from .report import Report
-from .results import FILES
+from .processes import is_main_process
+from .report import FILES, Report
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
@@ -158,11 +158,6 @@ def model_config(model: Classifier, weights_sha256: str | None = None) -> dict[s
             "lineage": model.lineage,
         },
     }
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes files."""
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank())
 
 
 # Load

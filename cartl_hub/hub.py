@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 
 from .folder import CARD, CONFIG, REPORT, WEIGHTS, ModelError, build_model, read_config, read_model, read_report
 from .models import Classifier
+from .recipe import RECIPE, load_recipe
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -97,6 +98,11 @@ def find_model(name: str | Path, revision: str | None = None, **client: Any) -> 
     bundled = bundled_models()
     if str(name) in bundled:
         return bundled[str(name)], {"id": str(name), "bundled": True}
+    if recipe := untrained_recipes().get(str(name)) or (path if (path / RECIPE).exists() else None):
+        raise ModelError(
+            f"expected a trained model, got {str(name)!r}, of which there is a recipe only: "
+            f"`cartl-hub pretrain {recipe / RECIPE}` makes it."
+        )
     if path.is_dir():
         raise ModelError(f"expected {CONFIG} and {WEIGHTS} in {path}, got {sorted(item.name for item in path.iterdir())[:10]}.")
     if path.is_file():
@@ -272,11 +278,20 @@ def _passing(error: Exception) -> bool:
 
 def bundled_models() -> dict[str, Path]:
     """Folders of the models that came with the package or lie in its checkout, by id."""
+    return _bundled(lambda folder: (folder / CONFIG).exists())
+
+
+def untrained_recipes() -> dict[str, Path]:
+    """Folders with a recipe whose model is not trained yet, by the model's id."""
+    return _bundled(lambda folder: (folder / RECIPE).exists() and not (folder / CONFIG).exists())
+
+
+def _bundled(wanted: Callable[[Path], bool]) -> dict[str, Path]:
     package = Path(__file__).parent
     found: dict[str, Path] = {}
     for parent in (package / "bundled", package.parent / "model_cards"):
         if parent.is_dir():
-            found |= {folder.name: folder for folder in sorted(parent.iterdir()) if (folder / CONFIG).exists()}
+            found |= {folder.name: folder for folder in sorted(parent.iterdir()) if wanted(folder)}
     return found
 
 
@@ -287,7 +302,7 @@ class SourceInfo:
     Args:
         id: Under which :func:`load_model` finds it.
         architecture: timm's name.
-        num_parameters: Of the backbone with its classifier.
+        num_parameters: Of the backbone with its classifier; None where there is no model yet.
         data: What it was trained on.
         method: How.
         threat_model: Norm and radius that the attack below kept to.
@@ -302,16 +317,16 @@ class SourceInfo:
 
     id: str
     architecture: str
-    num_parameters: int
     data: str
     method: str
-    threat_model: str | None
-    clean_acc: float | None
-    robust_acc: float | None
-    attack: str | None
-    num_images: int | None
-    size: int
     where: str
+    num_parameters: int | None = None
+    threat_model: str | None = None
+    clean_acc: float | None = None
+    robust_acc: float | None = None
+    attack: str | None = None
+    num_images: int | None = None
+    size: int | None = None
     revision: str | None = None
 
 
@@ -323,7 +338,9 @@ def list_sources(
     limit: int = 50,
     token: str | bool | None = None,
 ) -> list[SourceInfo]:
-    """The bundled models, and those on the Hub that this library published, with what was measured of them.
+    """The bundled models, those that only have a recipe, and those on the Hub that this library published.
+
+    What was measured of them stands beside them.
 
     Args:
         hub: Look on the Hub too, for models with the library's tag. A repository that can't be read is named in a warning.
@@ -337,6 +354,7 @@ def list_sources(
     """
     wanted = (search or "").lower()
     found = [_source_info(name, folder, "bundled") for name, folder in bundled_models().items() if wanted in name.lower()]
+    found += [_recipe_info(folder) for name, folder in untrained_recipes().items() if wanted in name.lower()]
     if not hub:
         return found
     api = HfApi(token=token, library_name=LIBRARY)
@@ -382,13 +400,28 @@ def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = 
     )
 
 
+def _recipe_info(folder: Path) -> SourceInfo:
+    recipe = load_recipe(folder)
+    return SourceInfo(
+        id=recipe.id,
+        architecture=recipe.architecture,
+        data=recipe.data.id,
+        method=type(recipe.method).__name__,
+        where="recipe only",
+    )
+
+
 def models_table() -> str:
-    """The bundled models as a Markdown table."""
+    """The bundled models, and those that only have a recipe, as a Markdown table."""
     lines = [
         "| id | architecture | parameters | trained on | method | clean | robust | MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for info in list_sources():
+        if info.size is None:
+            path = f"model_cards/{info.id}/{RECIPE}"
+            lines.append(f"| [{info.id}]({path}) | {info.architecture} | | {info.data} | {info.method} | {info.where} | | |")
+            continue
         measured = [
             "not measured" if share is None else f"{100 * share:.2f} %{suffix}"
             for share, suffix in ((info.clean_acc, ""), (info.robust_acc, f" ({info.attack}, {info.threat_model})"))

@@ -22,3 +22,8 @@ def gather(value: Any) -> list[Any]:
     if world > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files."""
+    return not (dist.is_available() and dist.is_initialized() and dist.get_rank())

@@ -22,7 +22,7 @@ from .card import render_card
 from .files import sha256, write_file
 from .folder import CARD, CONFIG, WEIGHTS, ModelError, read_model, read_report
 from .hub import LIBRARY, explained, retried
-from .results import FILES
+from .report import FILES
 
 PUBLISHED = (WEIGHTS, CONFIG, CARD, *FILES, "losses.csv", "recipe.yaml")
 PICTURES = (".png", ".svg")

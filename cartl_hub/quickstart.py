@@ -22,8 +22,7 @@ from .finetuner import RobustFineTuner
 from .loading import DataArguments
 from .methods import NEFT, FineTuning, Method
 from .publishing import publish
-from .report import Report
-from .results import paired_bootstrap
+from .report import Report, paired_bootstrap
 from .testing import LocalHub
 from .training import TrainingArguments
 

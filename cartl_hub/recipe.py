@@ -18,6 +18,8 @@ from .methods.adversarial import EpsSchedule
 from .models import Classifier, create_model
 from .training import Schedule, TrainingArguments
 
+RECIPE = "recipe.yaml"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeData:
@@ -106,7 +108,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "recipe.yaml"
+        path = path / RECIPE
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:

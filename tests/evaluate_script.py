@@ -12,7 +12,7 @@ from pathlib import Path
 
 from known_models import EPS, curved_case
 
-import cartl_hub.journal as journal
+import cartl_hub.evaluation.journal as journal
 from cartl_hub import evaluate
 from cartl_hub.attacks import APGDT, FGSM, PGD, Square
 

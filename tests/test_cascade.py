@@ -20,12 +20,12 @@ from known_models import EPS, FloatData, curved_case, linear_case
 from safetensors.torch import load_file
 from torch import nn
 
-import cartl_hub.journal as journal
+import cartl_hub.evaluation.journal as journal
 from cartl_hub.attacks import APGD, APGDT, FGSM, PGD, Attack, Noise, Square, Transfer
-from cartl_hub.cascade import Budget, planned
 from cartl_hub.data import Drawn, ImageData
 from cartl_hub.evaluation import default_attacks, evaluate
-from cartl_hub.pool import read_pool
+from cartl_hub.evaluation.cascade import Budget, planned
+from cartl_hub.evaluation.pool import read_pool
 
 HERE = Path(__file__).parent
 
@@ -517,7 +517,7 @@ def test_spent_budget_goes_on_with_a_larger_one(whole, tmp_path):
 
 def test_minutes_add_up_over_resumes(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("cartl_hub.cascade.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("cartl_hub.evaluation.cascade.time.perf_counter", lambda: clock[0])
 
     def slow(module, args):
         clock[0] += 0.5

@@ -9,11 +9,10 @@ import torch
 from known_models import EPS, FloatData, curved_case, linear_case
 from torch import Tensor, nn
 
-from cartl_hub import checks
 from cartl_hub.attacks import PGD, FeatureDistance
-from cartl_hub.checks import CHECKS, THRESHOLDS, lower, run_checks, second_verdict, share, thresholds_table
 from cartl_hub.data import ImageData
-from cartl_hub.evaluation import evaluate
+from cartl_hub.evaluation import checks, evaluate
+from cartl_hub.evaluation.checks import CHECKS, THRESHOLDS, lower, run_checks, second_verdict, share, thresholds_table
 
 SUSPICIOUS = ("warn", "fail")
 
@@ -276,7 +275,7 @@ def test_every_check_is_in_the_tables():
     assert {*CHECKS, "second-verdict"} == THRESHOLDS.keys()
     assert all(probe.flagged in SUSPICIOUS and probe.remedy for probe in CHECKS.values())
     text = (Path(__file__).parent.parent / "README.md").read_text()
-    between = text.partition("<!-- checks: cartl_hub.checks.thresholds_table -->\n")[2].partition("\n<!-- end -->")[0]
+    between = text.partition("<!-- checks: cartl_hub.evaluation.checks.thresholds_table -->\n")[2].partition("\n<!-- end -->")[0]
     assert between == thresholds_table()
     assert thresholds_table().count("\n") == 1 + len(THRESHOLDS)
 

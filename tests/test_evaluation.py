@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from cartl_hub.attacks import APGD, APGDT, FGSM, NFGSM, PGD, Attack, Noise, Square
-from cartl_hub.checks import run_checks
 from cartl_hub.data import ImageData, StreamingData
 from cartl_hub.evaluation import CURVE_EPS, default_attacks, evaluate
+from cartl_hub.evaluation.checks import run_checks
 
 FEW = {"FGSM": FGSM(eps=EPS), "PGD-3": PGD(eps=EPS, step_size=EPS, steps=3)}
 

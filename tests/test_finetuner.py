@@ -116,6 +116,27 @@ def test_source_is_left_alone_and_lineage_names_it(tmp_path):
     assert any("kept for the report" in note for note in lineage["notes"])
 
 
+def test_report_stands_beside_that_of_the_source(tuner, tmp_path, caplog):
+    attacks = {"PGD-2": ATTACK}
+    first = tuner.evaluate(attacks=attacks, curve=None, checks=False)
+    folder = tuner.save()
+
+    def source_in_report():
+        data = pictures(30, names=("sun", "moon"))
+        second = RobustFineTuner(folder, data, method=FineTuning(num_blocks=1), arguments=ARGUMENTS, output_dir=tmp_path / "b")
+        return second.evaluate(attacks=attacks, curve=None, checks=False).source
+
+    source = source_in_report()
+    assert (source.id, source.threat, source.attacks) == (tuner.name, "Linf 8/255", ("PGD-2",))
+    assert (source.clean, source.robust.correct, source.num_images) == (first.clean, first.robust.correct, 12)
+    report = folder / "report.json"
+    report.write_text(report.read_text().replace(first.context["weights_sha256"], "0" * 64))
+    assert source_in_report() is None  # of other weights
+    report.write_text("{")
+    assert source_in_report() is None
+    assert "the source's report is left out" in caplog.text
+
+
 def test_same_classes_keep_the_classifier(tmp_path):
     source = make_model("wrn10_1")
     source.label_names = ("cat", "dog", "eel")

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -193,11 +194,26 @@ def test_bundled_models_are_listed_and_load():
     found = bundled_models()
     assert {"wrn16_2.fdm4_cifar100", "wrn16_2.natural_cifar100"} <= found.keys()
     for info in list_sources():
+        if info.where == "recipe only":
+            continue
         folder = found[info.id]
         config = read_config(folder)
         assert info.num_parameters == sum(p.numel() for p in load_model(info.id).backbone.parameters())
         assert info.size == (folder / WEIGHTS).stat().st_size <= 12e6
         assert config["cartl_hub"]["lineage"]["data"]["id"] == info.data
+
+
+def test_a_recipe_without_a_model_is_listed_without_numbers(tmp_path, monkeypatch):
+    folder = tmp_path / "model_cards" / "wrn10_1.at_toy"
+    folder.mkdir(parents=True)
+    shutil.copyfile(bundled_models()["wrn16_2.fdm4_cifar100"] / "recipe.yaml", folder / "recipe.yaml")
+    monkeypatch.setattr("cartl_hub.hub.__file__", str(tmp_path / "cartl_hub" / "hub.py"))
+    (info,) = list_sources()
+    assert (info.where, info.architecture, info.data, info.method) == ("recipe only", "wrn16_2", "uoft-cs/cifar100", "FDM")
+    assert info.clean_acc is info.robust_acc is info.num_parameters is info.size is None
+    for name in ("wrn10_1.at_toy", folder):
+        with pytest.raises(ModelError, match=r"recipe only: `cartl-hub pretrain .*wrn10_1\.at_toy/recipe\.yaml` makes it"):
+            load_model(name)
 
 
 @pytest.mark.parametrize("crop", [{"crop_mode": "squash"}, {"crop_pct": 0.875}])

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from cartl_hub import load_model
 from cartl_hub.attacks import FGSM
-from cartl_hub.checks import run_checks
 from cartl_hub.data import ImageData
 from cartl_hub.evaluation import evaluate
+from cartl_hub.evaluation.checks import run_checks
 from cartl_hub.images import ImagePolicy
 
 EPS = 16 / 255

@@ -16,7 +16,7 @@ import cartl_hub
 from cartl_hub.attacks import FGSM, PGD
 from cartl_hub.evaluation import evaluate
 from cartl_hub.report import Report
-from cartl_hub.results import (
+from cartl_hub.report.results import (
     SCHEMA,
     Accuracy,
     Check,
@@ -236,7 +236,7 @@ def test_load_refuses_what_it_cannot_read(tmp_path):
 
 @pytest.fixture(scope="module")
 def validator():
-    schema = json.loads((Path(cartl_hub.__file__).parent / "schemas" / "report.schema.json").read_text())
+    schema = json.loads((Path(cartl_hub.__file__).parent / "report" / "report.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["$id"] == SCHEMA
     return jsonschema.Draft202012Validator(schema)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from .files import write_files
+from ..files import write_files
 from .page import chart_lines, plain, render
 from .results import Accuracy, Results, paired_bootstrap
 

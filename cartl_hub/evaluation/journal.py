@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from .files import write_file
-from .processes import gather, place
+from ..files import write_file
+from ..processes import gather, place
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Data, Drawn, ImageData
+from ..data import Data, Drawn, ImageData
 
 
 @dataclass(frozen=True, eq=False)

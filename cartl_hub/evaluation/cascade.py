@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attacks import APGD, APGDT, PGD, Attack, Square, Transfer
+from ..attacks import APGD, APGDT, PGD, Attack, Square, Transfer
+from ..processes import gather, place
+from ..randomness import image_keys, permutation
+from ..ranges import check_number, check_whole
 from .journal import Entry, Journal
 from .pool import Pool
-from .processes import gather, place
-from .randomness import image_keys, permutation
-from .ranges import check_number, check_whole
 from .verdict import PassCounter, Verdict, classify, judge
 
 logger = logging.getLogger(__name__)

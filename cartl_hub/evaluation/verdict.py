@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attacks import Attack
+from ..attacks import Attack
 
 RANDOM_CHANGE = 1e-3  # of logits between two passes, as a share of their spread: rounding stays far below
 FEW = 64  # images for a look at the logits

@@ -17,8 +17,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..files import write_files
 from . import plots
-from .files import write_files
 from .results import FILES, AttackResult, Check, Curve, Results, WorstCase, eps_text, text
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -17,17 +17,30 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attacks import APGD, APGDT, FGSM, NFGSM, PGD, RFGSM, Attack, Square, Transfer
-from .attacks.attack import Norm
+from ..attacks import APGD, APGDT, FGSM, NFGSM, PGD, RFGSM, Attack, Square, Transfer
+from ..attacks.attack import Norm
+from ..config import to_dict
+from ..data import Data
+from ..processes import place
+from ..report import (
+    Accuracy,
+    AttackResult,
+    Check,
+    ClassAccuracy,
+    Curve,
+    Report,
+    Results,
+    Sample,
+    SourceResult,
+    Verdicts,
+    WorstCase,
+    eps_text,
+    plain_json,
+)
 from .cascade import DEAR, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
 from .checks import chosen_checks, make_check, make_trial, second_verdict
-from .config import to_dict
-from .data import Data
 from .journal import open_journal, refuse_other
 from .pool import read_pool
-from .processes import place
-from .report import Report
-from .results import Accuracy, AttackResult, Check, ClassAccuracy, Curve, Sample, Verdicts, WorstCase, eps_text, plain_json
 from .verdict import check_data, check_model, first_look, has_gradient, measuring
 
 CURVE_EPS = tuple(k / 255 for k in (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64))
@@ -87,6 +100,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str | None = None,
     context: Mapping[str, Any] | None = None,
+    source_report: Results | None = None,
     progress: bool = True,
 ) -> Report:
     """Measure accuracy on clean images and under attacks, in fp32.
@@ -121,6 +135,7 @@ def evaluate(
         seed: Of the random starts; an image's start doesn't depend on the batch it is in.
         device: Where to run; by default where the model is, and it is back there afterwards.
         context: What the report should say of the model, e.g. "id", "revision", "method", "notes", "command"; JSON.
+        source_report: Of the source that the model was fine-tuned from, to stand beside it.
         progress: Show a progress bar.
 
     Raises:
@@ -178,6 +193,7 @@ def evaluate(
         journal.finished = not (keep or run.dropped)
         return run.report(
             context=stated,
+            source=source_report,
             data=description,
             split=str(description.get("split", "not stated")),
             seed=seed,
@@ -259,7 +275,7 @@ class _Run:
 
     # Report
 
-    def report(self, **stated: Any) -> Report:
+    def report(self, *, source: Results | None, **stated: Any) -> Report:
         begun = [stage for stage in self.stages if stage.begun]
         correct = {"clean": self.correct} | {stage.name: stage.standing for stage in begun}
         worst_case, standing = {}, {}
@@ -294,6 +310,7 @@ class _Run:
             checks=(*self.checks.values(), again),
             dropped=tuple(self.dropped),
             samples=self._samples(begun),
+            source=None if source is None else SourceResult.from_results(source, next(iter(worst_case))),
         )
 
     def _result(self, stage: Stage) -> AttackResult:

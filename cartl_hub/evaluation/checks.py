@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attacks import APGD, FGSM, PGD, Attack, FeatureDistance, Noise, Square, Transfer
-from .attacks.attack import Norm, input_gradient, steepest_direction
-from .attacks.losses import LossName, cross_entropy, margin
-from .data import Data
+from ..attacks import APGD, FGSM, PGD, Attack, FeatureDistance, Noise, Square, Transfer
+from ..attacks.attack import Norm, input_gradient, steepest_direction
+from ..attacks.losses import LossName, cross_entropy, margin
+from ..data import Data
+from ..randomness import image_keys
+from ..report import Check
 from .pool import Pool, read_pool
-from .randomness import image_keys
-from .results import Check
 from .verdict import (
     FEW,
     NEIGHBOUR_CHANGE,

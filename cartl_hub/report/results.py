@@ -1,6 +1,6 @@
 """What was measured of a model, as data: counts, their intervals, verdicts per image, and all of it as JSON.
 
-The JSON is described by ``schemas/report.schema.json``.
+The JSON is described by ``report.schema.json``.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from .config import to_dict
+from ..config import to_dict
 
 DRAWN = tuple(f"{name}.{kind}" for name in ("robustness", "curve", "classes") for kind in ("png", "svg"))
 FILES = ("report.html", *DRAWN, "samples.png", "curve.csv", "per_image.csv", "report.json")  # all that a report can write

@@ -1,0 +1,15 @@
+from .report import Report as Report
+from .results import FILES as FILES
+from .results import Accuracy as Accuracy
+from .results import AttackResult as AttackResult
+from .results import Check as Check
+from .results import ClassAccuracy as ClassAccuracy
+from .results import Curve as Curve
+from .results import Results as Results
+from .results import Sample as Sample
+from .results import SourceResult as SourceResult
+from .results import Verdicts as Verdicts
+from .results import WorstCase as WorstCase
+from .results import eps_text as eps_text
+from .results import paired_bootstrap as paired_bootstrap
+from .results import plain_json as plain_json
