@@ -166,6 +166,8 @@ def run_torchattacks(model: nn.Module, attack: Attack, images: Tensor, labels: T
         search = torchattacks.Square(model, n_queries=attack.queries - 1, p_init=attack.p_init, **shared)  # beside the first one
     elif isinstance(attack, APGDT):
         search = torchattacks.APGDT(model, steps=attack.steps, n_classes=attack.num_targets + 1, **shared)
+    elif isinstance(attack, PGD):
+        search = torchattacks.PGD(model, eps=attack.eps, alpha=attack.step_size, steps=attack.steps)
     else:
         search = torchattacks.APGD(model, steps=attack.steps, loss=attack.loss, **shared)
     batches = zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)

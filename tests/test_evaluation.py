@@ -416,6 +416,18 @@ def test_wrong_arguments_are_refused_before_the_first_batch(arguments, message, 
 # What is left as it was
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_layout_of_the_kernels_is_changed_for_our_networks_only_and_for_the_while(wrn, data, is_ours):
+    model = (wrn if is_ours else nn.Sequential(wrn)).eval()
+    before = {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
+    seen = set()
+    model.register_forward_pre_hook(lambda module, inputs: seen.add(kernel.is_contiguous(memory_format=torch.channels_last)))
+    kernel = next(parameter for parameter in wrn.parameters() if parameter.ndim == 4)
+    evaluate(model, data, attacks=FEW, num_images=4, curve=None, checks=False, progress=False)
+    assert seen == {is_ours}
+    assert before == {name: (parameter.data_ptr(), parameter.stride()) for name, parameter in model.named_parameters()}
+
+
 class CallsBackward(Attack):
     def perturb(self, model, images, labels, keys):
         images = images.clone().requires_grad_(True)

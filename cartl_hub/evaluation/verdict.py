@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import Attack
+from ..models import Classifier
 
 RANDOM_CHANGE = 1e-3  # of logits between two passes, as a share of their spread: rounding stays far below
 FEW = 64  # images for a look at the logits
@@ -174,7 +175,13 @@ def measuring(model: nn.Module, device: torch.device | str | None) -> Iterator[t
     home = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
     device = home if device is None else torch.device(device)
     counter = PassCounter()
-    with _at(device, home, model), _frozen(model), _without_tf32(), torch.autocast(device.type, enabled=False):
+    with (
+        _at(device, home, model),
+        _channels_last(model, device),
+        _frozen(model),
+        _without_tf32(),
+        torch.autocast(device.type, enabled=False),
+    ):
         hook = model.register_forward_pre_hook(counter)
         try:
             yield device, counter
@@ -192,6 +199,22 @@ def _at(device: torch.device, home: torch.device, model: nn.Module) -> Iterator[
         yield
     finally:
         model.to(home)
+
+
+@contextmanager
+def _channels_last(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Kernels of a timm network in the layout that CPUs compute faster; others may not work in it, as with ``x.view``."""
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+    if device.type != "cpu" or not isinstance(model, Classifier):
+        kernels = []
+    before = [kernel.data for kernel in kernels]
+    for kernel in kernels:
+        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for kernel, data in zip(kernels, before, strict=True):
+            kernel.data = data
 
 
 @contextmanager
