@@ -2,8 +2,8 @@
 
 python benchmarks/transfer.py --data ../shared/data/cifar10 --num-blocks 4 6 --seeds 0 1 --output benchmarks/results/transfer.json
 
-Each cell goes on where it was interrupted. The arguments are fixed beforehand; validation images choose nothing here, and the
-last weights are measured on the whole test split.
+Each cell goes on where it was interrupted, and the rows of other depths and seeds in the output stay. The arguments are fixed
+beforehand; validation images choose nothing here, and the last weights are measured on the whole test split.
 """
 
 import argparse
@@ -69,6 +69,7 @@ def main() -> None:
                     "minutes": round(result.seconds / 60, 1),
                     "precision": result.precision,
                     "num_images": report.num_images,
+                    "command": shlex.join(["python", *sys.argv]),
                     "environment": report.environment,
                 }
             )
@@ -78,17 +79,25 @@ def main() -> None:
         for attack, (middle, low, high) in difference.items():
             interval = f"95 % paired interval {100 * low:+.2f} to {100 * high:+.2f}"
             print(f"k={k} seed={seed} NEFT - vanilla, {attack}: {100 * middle:+.2f} points, {interval}")
-    content = {
-        "command": shlex.join(["python", *sys.argv]),
+    shared = {
         "source": options.source,
         "data": options.data,
         "arguments": to_dict(arguments),
         "batch_norm": to_dict(policy),
         "attack": to_dict(PGD_20),
-        "rows": rows,
     }
+    kept = other_rows(options.output, shared, set(product(options.num_blocks, options.seeds)))
+    rows = sorted(kept + rows, key=lambda row: (row["num_blocks"], row["seed"]))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    options.output.write_text(json.dumps(shared | {"rows": rows}, indent=1) + "\n")
+
+
+def other_rows(path: Path, shared: dict, cells: set[tuple[int, int]]) -> list[dict]:
+    """Rows of an earlier call with the same arguments, of other depths and seeds."""
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    if {key: saved.get(key) for key in shared} != json.loads(json.dumps(shared)):
+        return []
+    return [row for row in saved["rows"] if (row["num_blocks"], row["seed"]) not in cells]
 
 
 def measured(tuner: RobustFineTuner, num_images: int | None) -> Report:
