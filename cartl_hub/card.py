@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .blocks import list_blocks
@@ -86,9 +87,11 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         robust=report is not None and report.robust.interval[0] > 1 / model.num_classes,  # better than guessing, under attack
         command=(report.context.get("command") if report else None) or "cartl_hub.evaluate(model, data)",
         environment=_environment(report) if report else None,
+        checks=_checks_lines(report) if report else [],
         pictures=report is not None and report.curve is not None,
         imported="imported" in lineage,
         training=_training_lines(lineage),
+        arguments=_plain_yaml(lineage.get("arguments")),
         lineage=_lineage_lines(lineage),
         notes=lineage.get("notes", []),
         licence=lineage.get("licence", "not stated"),
@@ -122,6 +125,17 @@ def _value(key: str, value: Any) -> str:
     return eps_text("Linf", value) if key in ("eps", "step_size") else f"{value:g}"
 
 
+def _plain_yaml(choice: Mapping[str, Any] | None) -> str | None:
+    """A choice in the words of a recipe, without what was left at None."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items() if item is not None}
+        return value
+
+    return None if not choice else yaml.safe_dump(plain(choice), sort_keys=False).strip()
+
+
 def describe_data(data: Mapping[str, Any]) -> str:
     """A data set as one phrase."""
     words = [str(data.get("id", "unknown data"))]
@@ -153,12 +167,19 @@ def _environment(report: Report) -> str:
     return ", ".join(kept)
 
 
+def _checks_lines(report: Report) -> list[str]:
+    """Whether the figures can be trusted: how many checks passed, and what the others say."""
+    made = [check for check in report.ranked_checks() if check.status != "skipped"]
+    passed = sum(check.status == "pass" for check in made)
+    words = {"warn": "warning", "fail": "failed"}
+    others = [f"{check.name} ({words[check.status]}): {check.meaning}" for check in made if check.status in words]
+    return [f"{passed} of {len(made)} checks passed.", *others] if made else []
+
+
 def _training_lines(lineage: Mapping[str, Any]) -> list[str]:
     lines = [f"Method: {describe_choice(lineage['method'])}."] if lineage.get("method") else []
     if lineage.get("batch_norm"):
         lines.append(f"Batch norm: {describe_choice(lineage['batch_norm'])}.")
-    if lineage.get("arguments"):
-        lines.append(f"Arguments: {describe_choice(lineage['arguments'])}.")
     if lineage.get("data"):
         data = lineage["data"]
         hashed = f", index hash {data['index_hash']}" if data.get("index_hash") else ""
@@ -212,6 +233,7 @@ def _eval_results(report: Report) -> list[EvalResult]:
         (f"robust accuracy, {name} ({result.threat}{'' if result.alone else ', cumulative'})", result.accuracy)
         for name, result in report.attacks.items()
     ]
+    measured += [(f"robust accuracy, worst case ({threat})", result.accuracy) for threat, result in report.worst_case.items()]
     return [
         EvalResult(
             task_type="image-classification",

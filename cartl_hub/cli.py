@@ -89,10 +89,14 @@ def _fraction(text: str) -> float:
 
 
 Eps = Annotated[float, typer.Option(parser=_fraction, metavar="RADIUS", help="Linf radius in pixel units of [0, 1].")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; found by itself.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; found by itself.")]
-DataId = Annotated[str | None, typer.Option(help="Name of the data in report and card; by default the folder's or the Hub id.")]
-NumImages = Annotated[int | None, typer.Option(min=1, help="Test images of the report; by default all.")]
+METHOD, TRAINING, DATA, RESULT = "Method", "Training", "Data", "Result"  # panels of --help
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; found by itself.", rich_help_panel=DATA)]
+LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; found by itself.", rich_help_panel=DATA)]
+DataId = Annotated[
+    str | None,
+    typer.Option(help="Name of the data in report and card; by default the folder's or the Hub id.", rich_help_panel=DATA),
+]
+NumImages = Annotated[int | None, typer.Option(min=1, help="Test images of the report; by default all.", rich_help_panel=RESULT)]
 Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
 
 
@@ -115,34 +119,61 @@ def _options(
 
 @app.command(epilog="Example: cartl-hub finetune wrn16_2.fdm4_cifar100 my_photos --num-blocks 4 --epochs 10")
 def finetune(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Id of a bundled model, Hub id, model folder, or name of a timm model.")],
     data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id.")],
-    method: Annotated[MethodName, typer.Option(help="Transfer method.")] = MethodName.neft,
+    method: Annotated[MethodName, typer.Option(help="Transfer method.", rich_help_panel=METHOD)] = MethodName.neft,
     num_blocks: Annotated[
-        int | None, typer.Option(min=0, help="Blocks to train, from the classifier; 0: the whole network (not NEFT).")
+        int | None,
+        typer.Option(
+            min=0, help="Blocks to train, from the classifier; 0: the whole network (not NEFT).", rich_help_panel=METHOD
+        ),
     ] = 4,
-    beta: Annotated[float, typer.Option(help="NEFT: spectral norm of each trained weight.")] = 0.4,
-    convex_residual: Annotated[bool, typer.Option(help="NEFT: convex residual sums, as part of the architecture.")] = False,
-    weight: Annotated[float, typer.Option(help="LwF: weight of the feature distance.")] = 0.005,
-    attack: Annotated[AttackName, typer.Option(help="adversarial: training attack.")] = AttackName.pgd,
-    eps: Eps = "8/255",  # type: ignore[assignment]
-    extractor_statistics: Annotated[Statistics, typer.Option(help="Batch norm of the frozen blocks.")] = Statistics.source,
-    submodel_affine: Annotated[Affine, typer.Option(help="Batch norm of the trained blocks.")] = Affine.trained,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 20,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Steps instead of epochs, for a stream.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step over all processes.")] = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.02,
-    flip: Annotated[bool, typer.Option(help="Mirror half of the images; wrong for digits and text.")] = True,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    log_with: Annotated[str | None, typer.Option(help="Tracker, e.g. tensorboard.")] = None,
-    seed: Seed = 0,
+    beta: Annotated[float, typer.Option(help="neft: spectral norm of each trained weight.", rich_help_panel=METHOD)] = 0.4,
+    convex_residual: Annotated[
+        bool,
+        typer.Option(
+            "--convex-residual", help="neft: convex residual sums, as part of the architecture.", rich_help_panel=METHOD
+        ),
+    ] = False,
+    weight: Annotated[float, typer.Option(help="lwf: weight of the feature distance.", rich_help_panel=METHOD)] = 0.005,
+    attack: Annotated[AttackName, typer.Option(help="adversarial: training attack.", rich_help_panel=METHOD)] = AttackName.pgd,
+    eps: Annotated[
+        float,
+        typer.Option(
+            parser=_fraction, metavar="RADIUS", help="adversarial: Linf radius of the training attack.", rich_help_panel=METHOD
+        ),
+    ] = "8/255",  # type: ignore[assignment]
+    extractor_statistics: Annotated[
+        Statistics, typer.Option(help="Batch norm of the frozen blocks.", rich_help_panel=METHOD)
+    ] = Statistics.source,
+    submodel_affine: Annotated[
+        Affine, typer.Option(help="Batch norm of the trained blocks.", rich_help_panel=METHOD)
+    ] = Affine.trained,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.", rich_help_panel=TRAINING)] = 20,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps instead of epochs, for a stream.", rich_help_panel=TRAINING)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step over all processes.", rich_help_panel=TRAINING)] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 0.02,
+    flip: Annotated[
+        bool, typer.Option(help="Mirror half of the images; wrong for digits and text.", rich_help_panel=TRAINING)
+    ] = True,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_panel=TRAINING)] = "auto",
+    log_with: Annotated[str | None, typer.Option(help="Tracker, e.g. tensorboard.", rich_help_panel=TRAINING)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random draws.", rich_help_panel=TRAINING)] = 0,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     data_id: DataId = None,
-    streaming: Annotated[bool, typer.Option(help="Read the data as a stream.")] = False,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read the data as a stream.", rich_help_panel=DATA)] = False,
     num_images: NumImages = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.")] = None,
-    push_to: Annotated[str | None, typer.Option(help="Publish as org/name on the Hub; the token is checked first.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.", rich_help_panel=RESULT)
+    ] = None,
+    push_to: Annotated[
+        str | None,
+        typer.Option(help="Publish as org/name on the Hub; the token is checked first.", rich_help_panel=RESULT),
+    ] = None,
 ) -> None:
     """Fine-tune a source on your images, measure clean and robust accuracy, write a model folder.
 
@@ -150,6 +181,7 @@ def finetune(
     """
     from . import Augmentation, BatchNormPolicy, DataArguments, RobustFineTuner, TrainingArguments
 
+    _refuse_options_of_other_methods(context, method)
     tuner = RobustFineTuner(
         source,
         data,
@@ -182,6 +214,25 @@ def finetune(
     _show(report.summary())
     typer.echo(f"\nModel, card and report: {folder}\nReport to read: {folder / 'report.html'}")
     typer.echo(f"Use it: cartl-hub predict {folder} PICTURE")
+
+
+def _refuse_options_of_other_methods(context: typer.Context, method: MethodName) -> None:
+    """An option that the method does not have would have no effect."""
+    of_methods = {
+        "num_blocks": (MethodName.neft, MethodName.finetune, MethodName.adversarial),
+        "beta": (MethodName.neft,),
+        "convex_residual": (MethodName.neft,),
+        "weight": (MethodName.lwf,),
+        "attack": (MethodName.adversarial,),
+        "eps": (MethodName.adversarial,),
+    }
+    for name, methods in of_methods.items():
+        source = context.get_parameter_source(name)
+        if method not in methods and source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(
+                f"{option} is an option of {' and '.join(methods)}, got it with --method {method}; leave it out."
+            )
 
 
 def _check_folder(path: Path) -> None:
@@ -227,7 +278,8 @@ def evaluate(
     ] = True,
     budget: Annotated[float | None, typer.Option(help="Minutes it may take; the report says what was left out.")] = None,
     fail_under: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Exit code 1 if robust accuracy is below this share, or a check fails.")
+        float | None,
+        typer.Option(min=0, max=1, help="Exit code 1 if robust accuracy is below this share.", rich_help_panel=RESULT),
     ] = None,
     num_images: NumImages = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="module:function: height and width of its input.")] = None,
@@ -236,8 +288,11 @@ def evaluate(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     data_id: DataId = None,
-    resume: Annotated[Path | None, typer.Option(help="Folder in which finished batches are kept, to go on after a kill.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Folder in which finished batches are kept, to go on after a kill.", rich_help_panel=RESULT),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the report.", rich_help_panel=RESULT)] = Path("report"),
 ) -> None:
     """Measure clean and robust accuracy of a model; write report.json, report.html and pictures.
 
@@ -345,8 +400,12 @@ def predict(
 @app.command(epilog="Example: cartl-hub pretrain model_cards/wrn16_2.fdm4_cifar100/recipe.yaml")
 def pretrain(
     recipe: Annotated[Path, typer.Argument(help="Recipe, or the folder it lies in.", exists=True)],
-    folder: Annotated[Path | None, typer.Option(help="Where the model goes; by default beside the recipe.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and the recipe's id.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the model goes; by default beside the recipe.", rich_help_panel=RESULT)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/ and the recipe's id.", rich_help_panel=RESULT)
+    ] = None,
     num_images: NumImages = None,
 ) -> None:
     """Train a source model from a recipe, measure it on the test split, write its folder with its card.

@@ -185,3 +185,19 @@ def test_any_module_can_be_measured(photos, tmp_path, monkeypatch):
     assert "expected a torch module" in run("evaluate", "toy_net:wrong", *options).output
     assert "expected module:function" in run("evaluate", "toy_net:none", *options).output
     assert "pass --image-size" in run("evaluate", "toy_net:make", photos).output
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "owner"),
+    [
+        ("lwf", ("--beta", "0.4"), "neft"),
+        ("lwf", ("--num-blocks", "4"), "neft and finetune and adversarial"),
+        ("finetune", ("--convex-residual",), "neft"),
+        ("neft", ("--eps", "4/255"), "adversarial"),
+        ("neft", ("--weight", "1"), "lwf"),
+    ],
+)
+def test_option_of_another_method_is_an_error(method, option, owner):
+    result = run("finetune", "wrn16_2.fdm4_cifar100", "no_data", "--method", method, *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is an option of {owner}" in " ".join(result.output.replace("│", " ").split())

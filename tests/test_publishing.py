@@ -117,6 +117,7 @@ def test_metadata_of_the_card_is_what_the_hub_indexes(writer, folder):
     measured = {"accuracy": report["clean"]} | {
         f"robust accuracy, {name} (Linf 8/255)": result for name, result in report["attacks"].items()
     }
+    measured["robust accuracy, worst case (Linf 8/255)"] = report["worst_case"]["Linf 8/255"]
     assert results == {name: pytest.approx(100 * result["accuracy"], abs=0.01) for name, result in measured.items()}
 
 
