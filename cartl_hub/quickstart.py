@@ -23,6 +23,7 @@ from .loading import DataArguments
 from .methods import NEFT, FineTuning, Method
 from .publishing import publish
 from .report import Report, paired_bootstrap
+from .report.comparison import save_comparison
 from .testing import LocalHub
 from .training import TrainingArguments
 
@@ -99,6 +100,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
         tuners.append(tuner)
     console.print(_comparison(reports))
     console.print(f"\n{_gain(reports)}")
+    save_comparison(list(reports.values()), folder / "comparison")
     model_folder, repo_id = tuners[0].output_dir / "model", f"org/{tuners[0].name}"
     with LocalHub() as hub, TemporaryDirectory() as cache:
         with hub.client(token=hub.write_token, cache=Path(cache, "publisher")):
@@ -112,6 +114,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
         f"it in a new process: {again} of {here.num_images} test digits correct, as before.\n"
         f"\nmodel folder   {model_folder}   (weights, config, report, card)"
         f"\nreport         {model_folder / 'report.html'}   (open it in a browser)"
+        f"\nall three      {folder / 'comparison' / 'comparison.html'}   (their models are beside it)"
         f"\n\nNext: [bold]cartl-hub finetune {ROBUST} YOUR_FOLDER[/bold] does it with your images, one folder per class;"
         f"\n      [bold]cartl-hub predict {model_folder} PICTURE[/bold] uses the model;"
         f"\n      [bold]cartl-hub publish {model_folder} --to ORG/NAME[/bold] puts it on the Hugging Face Hub."

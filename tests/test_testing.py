@@ -38,6 +38,7 @@ from safetensors.torch import save_file
 
 from cartl_hub.testing import Fault, LocalHub, User
 
+OLD_CLIENT = int(huggingface_hub.__version__.partition(".")[0]) < 2
 CARD = """---
 library_name: timm
 pipeline_tag: image-classification
@@ -281,7 +282,10 @@ def test_tags_of_a_card(hub, client):
     assert card.data.base_model == "org/source"
     result = EvalResult("image-classification", "cifar10", "CIFAR-10", "accuracy", 0.5, metric_name="Robust accuracy")
     card.data = ModelCardData(license="mit", model_name="a", eval_results=[result])
-    card.push_to_hub("org/model")
+    if OLD_CLIENT:  # its push_to_hub() asks huggingface.co to validate the card, whatever HF_ENDPOINT says
+        huggingface_hub.upload_file(repo_id="org/model", path_in_repo="README.md", path_or_fileobj=str(card).encode())
+    else:
+        card.push_to_hub("org/model")
     (read,) = huggingface_hub.model_info("org/model").card_data.eval_results
     assert (read.metric_name, read.metric_value) == ("Robust accuracy", 0.5)
     hub.edit("org/model", {".eval_results/a.yaml": "- dataset: {id: org/bench, task_id: default}\n  value: 0.25\n"})
@@ -725,8 +729,8 @@ def test_requests_that_are_tried_again(hub, client, fault, method, path):
     hub.add_repo("org/model")
     with hub.fault(Fault(method=method, path=path, times=2, **fault)) as injection:
         huggingface_hub.upload_file(repo_id="org/model", path_in_repo="model.safetensors", path_or_fileobj=noise(1000))
-        assert len(list(huggingface_hub.list_models())) == 1
-    assert injection.hits == 2
+        assert OLD_CLIENT or len(list(huggingface_hub.list_models())) == 1  # the old one does not try lists again
+    assert injection.hits == (0 if OLD_CLIENT and method == "GET" else 2)
     assert len(hub.commits("org/model")) == 2
 
 
