@@ -340,14 +340,11 @@ def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[s
     """A model in eval mode, its image policy, label names and lineage, and what a report says of it."""
     from . import Classifier, ImagePolicy
     from .finetuner import open_source
-    from .folder import weights_sha256
 
     module_name, separator, function = name.partition(":")
     if not separator or Path(name).exists():
         opened = open_source(name)
-        model, told = opened.model, {"weights_sha256": weights_sha256(opened.model)}
-        if "revision" in opened.origin:
-            told["revision"] = opened.origin["revision"]
+        model, told = opened.model, {key: value for key, value in opened.origin.items() if key == "revision"}
         return model.eval(), model.image_policy, model.label_names, model.lineage, told
     import importlib
 

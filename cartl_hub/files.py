@@ -1,9 +1,14 @@
 """Files that are replaced as a whole."""
 
+import glob
 import hashlib
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+STALE = 3600.0  # seconds after which nobody is still writing a file
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -13,6 +18,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def write_files(contents: Mapping[Path, bytes | str]) -> None:
     """Write files that belong together: all of them are on the disk before the first one is replaced."""
+    _remove_stale(contents)
     partial = {path: path.with_name(f"{path.name}.{os.getpid()}.partial") for path in contents}  # other processes have others
     try:
         for path, content in contents.items():
@@ -26,6 +32,15 @@ def write_files(contents: Mapping[Path, bytes | str]) -> None:
         raise
     for path, temporary in partial.items():
         os.replace(temporary, path)
+
+
+def _remove_stale(paths: Iterable[Path]) -> None:
+    """What a process left that was killed while it wrote these files."""
+    for path in paths:
+        for other in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+            with suppress(OSError):
+                if time.time() - other.stat().st_mtime > STALE:
+                    other.unlink()
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks
 from .card import render_card
 from .evaluation import evaluate
-from .folder import ModelError, build_model, read_config, read_model, read_report, save_model, weights_sha256
+from .folder import ModelError, build_model, read_config, read_model, read_report, save_model
 from .hub import bundled_models, find_model
 from .lineage import lineage
 from .loading import AnyData, DataArguments, load_splits
@@ -28,6 +28,7 @@ from .processes import is_main_process
 from .publishing import PublishError, check_publishable, publish
 from .report import Report
 from .training import Result, TrainingArguments, train
+from .weights import weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,6 @@ class RobustFineTuner:
         """
         context: dict[str, Any] = {
             "id": self.name,
-            "weights_sha256": weights_sha256(self.model),
             "notes": [*self.splits.notes, *([] if self.result else ["the model is not trained yet"])],
             "source": self.source,
         }

@@ -15,7 +15,6 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from .blocks import list_blocks
@@ -25,6 +24,7 @@ from .models import Classifier, create_model
 from .models.classifier import NOT_BUILT
 from .processes import is_main_process
 from .report import FILES, Report
+from .weights import plain_state, weights_bytes
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
@@ -55,13 +55,14 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
         card: Text of README.md.
 
     Raises:
-        ValueError: If weights are reparametrised or not finite, the report is of other weights, or the folder is a file.
+        ValueError: If weights are reparametrised or not finite, the report is of other weights, the folder is a file or holds
+            something else, or the model could not be loaded back; nothing is written then.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"expected a folder to save the model in, got the file {folder}.")
+    _check_target(folder)
     if not is_main_process():
         return folder
+    _check_weights(model)
     weights = weights_bytes(model)
     digest = hashlib.sha256(weights).hexdigest()
     measured = None if report is None else report.context.get("weights_sha256", digest)
@@ -69,35 +70,39 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
         raise ValueError(
             f"expected a report of these weights ({digest[:12]}), got one of others ({measured[:12]}); evaluate again."
         )
+    config = model_config(model, digest)
+    _check_config(config, config["cartl_hub"])
+    _check_labels(config)
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(model_config(model, digest), indent=2, allow_nan=False) + "\n"
-    if report is None:
-        _forget_report(folder, digest)
-    cards: dict[Path, bytes | str] = {} if card is None else {folder / CARD: card}
-    write_files(cards | {folder / WEIGHTS: weights, folder / CONFIG: config})
+    contents: dict[Path, bytes | str] = {
+        folder / WEIGHTS: weights,
+        folder / CONFIG: json.dumps(config, indent=2, allow_nan=False) + "\n",
+    }
+    write_files(contents if card is None else contents | {folder / CARD: card})
     if report is not None:
         report.save(folder)
+    else:
+        _forget_report(folder, digest)
     return folder
 
 
-def weights_bytes(model: Classifier) -> bytes:
-    """Content of ``model.safetensors``.
-
-    Raises:
-        ValueError: If weights are reparametrised or not finite.
-    """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.backbone.state_dict().items()}
-    for name, tensor in state.items():
+def _check_weights(model: Classifier) -> None:
+    for name, tensor in plain_state(model).items():
         if ".parametrizations." in name:
             raise ValueError(f"expected plain weights, got the reparametrised {name}; save the model when training has ended.")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"expected finite weights, got NaN or infinite values in {name}.")
-    return serialise(state, {"format": "pt"})  # one entry: several come in random order
 
 
-def weights_sha256(model: Classifier) -> str:
-    """Of ``model.safetensors``, as a report names the weights that it is about."""
-    return hashlib.sha256(weights_bytes(model)).hexdigest()
+def _check_target(folder: Path) -> None:
+    """That nothing of somebody else would be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder to save the model in, got the file {folder}.")
+    with suppress(OSError, ValueError, AttributeError):
+        if "cartl_hub" in json.loads((folder / CONFIG).read_bytes()):
+            return
+    if foreign := [name for name in (CONFIG, CARD) if (folder / name).exists()]:
+        raise ValueError(f"expected a new folder or a model folder of cartl_hub, got {folder} with a foreign {foreign[0]}.")
 
 
 def _forget_report(folder: Path, digest: str) -> None:
@@ -148,6 +153,7 @@ def model_config(model: Classifier, weights_sha256: str | None = None) -> dict[s
             "crop_mode": policy.crop_mode,
             "num_classes": model.num_classes,
             **shown,
+            **({"license": model.lineage["licence"]} if model.lineage.get("licence") else {}),
         },
         "cartl_hub": {
             "format_version": FORMAT_VERSION,
@@ -287,12 +293,16 @@ def build_model(config: Mapping[str, Any]) -> Classifier:
                 f"expected pictures with {model.image_policy.num_channels} channels, got mode {image_policy.mode!r}."
             )
         model.image_policy = image_policy
-    names = config.get("label_names")
-    if names is not None:
-        if len(names) != model.num_classes or len(set(names)) != len(names):
-            raise ValueError(f"expected {model.num_classes} label names, got {len(set(names))}.")
-        model.label_names = tuple(names)
+    _check_labels(config)
+    if config.get("label_names") is not None:
+        model.label_names = tuple(config["label_names"])
     return model
+
+
+def _check_labels(config: Mapping[str, Any]) -> None:
+    names, expected = config.get("label_names"), int(config["num_classes"])
+    if names is not None and (len(names) != expected or len(set(names)) != len(names)):
+        raise ValueError(f"expected {expected} different label names, one for each class, got {len(set(names))}.")
 
 
 def _read_weights(path: Path, expected: str | None) -> dict[str, Tensor]:

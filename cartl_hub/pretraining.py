@@ -8,7 +8,7 @@ from typing import Any
 from .attacks import Attack
 from .card import render_card
 from .evaluation import evaluate
-from .folder import save_model, weights_sha256
+from .folder import save_model
 from .images import ImagePolicy
 from .lineage import lineage
 from .loading import load_splits
@@ -65,7 +65,6 @@ def pretrain(
     splits.test.description |= {"id": recipe.data.id}
     context: dict[str, Any] = {
         "id": recipe.id,
-        "weights_sha256": weights_sha256(model),
         "command": command,
         "notes": list(splits.notes),
     }

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import cartl_hub
 from cartl_hub import FGSM, ImagePolicy, ModelError, load_model, save_model
-from cartl_hub.folder import CONFIG, WEIGHTS, read_config, weights_sha256
+from cartl_hub.folder import CONFIG, WEIGHTS, read_config
 from cartl_hub.hub import bundled_models, list_sources
 from cartl_hub.spectral import rescaled, weighted
+from cartl_hub.weights import weights_sha256
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_half_precision_weights_load_as_fp32(folder, wrn):
         ({"cartl_hub": {"format_version": 99}}, "format version 1 or older .* got 99; upgrade cartl_hub"),
         ({"cartl_hub": []}, "expected a mapping"),
         ({"num_classes": "many"}, "doesn't make a wrn10_1"),
-        ({"label_names": ["one"]}, "expected 3 label names, got 1"),
+        ({"label_names": ["one"]}, "expected 3 different label names, one for each class, got 1"),
         ({"model_args": {"act": {"a": 1}}}, "model_args must be a mapping of plain values"),
         ({"model_args": {"nonsense": 1}}, "doesn't make a wrn10_1"),
     ],

@@ -21,6 +21,7 @@ from ..attacks import APGD, APGDT, FGSM, NFGSM, PGD, RFGSM, Attack, Square, Tran
 from ..attacks.attack import Norm
 from ..config import to_dict
 from ..data import Data
+from ..models import Classifier
 from ..processes import place
 from ..report import (
     Accuracy,
@@ -37,6 +38,7 @@ from ..report import (
     eps_text,
     plain_json,
 )
+from ..weights import weights_sha256
 from .cascade import DEAR, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
 from .checks import chosen_checks, make_check, make_trial, second_verdict
 from .journal import open_journal, refuse_other
@@ -149,6 +151,8 @@ def evaluate(
     _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep)
     check_data(data)
     stated, description = plain_json(context or {}, "context"), plain_json(data.description, "description of the data")
+    if isinstance(model, Classifier):
+        stated.setdefault("weights_sha256", weights_sha256(model))
     num_classes = len(data.label_names)
     identity = {
         "format": 1,
