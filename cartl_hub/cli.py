@@ -522,11 +522,10 @@ def import_(
     input_size: Annotated[int | None, typer.Option(min=1, help="Side of the input in pixels; by default the usual.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the classes, separated by commas, or a file of lines.")] = None,
     entry: Annotated[str | None, typer.Option(help="Which entry of the file, where several hold weights.")] = None,
-    activated_shortcut: Annotated[
-        bool | None,
-        typer.Option("--activated-shortcut/--plain-shortcut", help="What the shortcut convolutions of a PreActResNet read."),
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Argument of the network that weights don't show, e.g. negative_slope=0.1."),
     ] = None,
-    convex_blocks: Annotated[int | None, typer.Option(min=0, help="Last blocks with convex residual sums (CARTL).")] = None,
     norm: Annotated[NormName | None, typer.Option(help="Of the threat model it was trained for.")] = None,
     eps: Annotated[float | None, typer.Option(parser=_fraction, metavar="RADIUS", help="Of the threat model.")] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights, e.g. mit.")] = None,
@@ -542,12 +541,11 @@ def import_(
     from .hub import find_checkpoint
 
     path, origin = find_checkpoint(checkpoint, revision)
-    given = {"activated_shortcut": activated_shortcut, "convex_blocks": convex_blocks}
     imported = import_checkpoint(
         path,
         format=format.value,
         architecture=architecture,
-        model_args={key: value for key, value in given.items() if value is not None},
+        model_args=_model_args(model_arg or []),
         num_classes=num_classes,
         mean=_numbers(mean),
         std=_numbers(std),
@@ -560,10 +558,33 @@ def import_(
         url=url,
     )
     model = imported.model
+    _refuse_another_model(to, model.lineage["imported"]["sha256"])
     model.lineage["imported"] |= origin
     model.lineage |= {"name": to.resolve().name, "tag": to.resolve().name.partition(".")[2]}
     save_model(model, to, card=render_card(model))
     typer.echo(f"{imported}\n\nModel folder: {to}\nMeasure it: cartl-hub evaluate {to} DATA")
+
+
+def _model_args(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name.isidentifier():
+            raise typer.BadParameter(f"expected NAME=VALUE for --model-arg, got {pair!r}.")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def _refuse_another_model(folder: Path, sha256: str) -> None:
+    """What lies beside another model, its recipe and its losses, would be taken for this one's."""
+    from .folder import CONFIG, read_config
+
+    if (folder / CONFIG).exists():
+        lineage = read_config(folder).get("cartl_hub", {}).get("lineage", {})
+        if lineage.get("imported", {}).get("sha256") != sha256:
+            raise typer.BadParameter(f"expected a new folder for --to, got {folder} with another model; choose another one.")
 
 
 def _numbers(text: str | None) -> list[float] | None:

@@ -152,9 +152,19 @@ def test_timm_weights_with_a_prefix(write, tmp_path):
         import_checkpoint(write(state | constants))
 
 
+@pytest.mark.parametrize("architecture", ["resnet18d", "hrnet_w18_small"])
+def test_declared_relatives_of_a_resnet(architecture, write):
+    model = make_model(architecture).eval()
+    state = prefixed(model.backbone.state_dict(), "module.")
+    imported = import_checkpoint(write(state), architecture=architecture, mean=0, std=1)
+    assert torch.equal(imported.model.backbone(images(64)), model.backbone(images(64)))
+
+
 def test_models_of_this_package_come_back(wrn, write):
     path = write(wrn.backbone.state_dict())
-    imported = import_checkpoint(path, architecture="wrn10_1", mean=wrn.mean.flatten().tolist(), std=wrn.std.flatten().tolist())
+    given = {"architecture": "wrn10_1", "mean": wrn.mean.flatten().tolist(), "std": wrn.std.flatten().tolist()}
+    refuse(path, "expected to be told the activation of the WRN", **given)
+    imported = import_checkpoint(path, model_args={"negative_slope": 0.0}, **given)
     assert torch.equal(imported.model(images()), wrn.eval()(images()))
 
 
@@ -236,6 +246,20 @@ def test_robustness_imagenet_checkpoint(write):
     assert_same(imported.model, expected, x)
     assert (imported.format, imported.model.architecture) == ("robustness", "resnet18")
     assert imported.model.image_policy == ImagePolicy(size=(224, 224), interpolation="bilinear", crop_pct=0.875)
+
+
+def test_pictures_of_any_robustness_network_are_prepared_as_torchvision_does_it(write):
+    model = make_model("mobilenetv3_small_050", num_classes=5).eval()
+    imported = import_checkpoint(write({"model": robustness(model.backbone.state_dict())}), architecture="mobilenetv3_small_050")
+    assert imported.format == "robustness"
+    assert imported.model.image_policy == ImagePolicy(size=(224, 224), interpolation="bilinear", crop_pct=0.875)
+
+
+def test_wrn_of_robustness_says_its_activation_too(trades, write):
+    path = write({"model": robustness(trades[0])})
+    with pytest.raises(CheckpointError, match="expected to be told the activation of the WRN"):
+        import_checkpoint(path)
+    assert import_checkpoint(path, model_args={"negative_slope": 0.1}).format == "cartl"
 
 
 def test_attackers_copy_must_be_equal(write):
@@ -386,6 +410,12 @@ def test_transposed_weights(name, trades, write):
     refuse(write(state), "of another shape|architecture")
 
 
+def test_negative_variances(trades, write):
+    refuse(
+        write(dict(trades[0]) | {"bn1.running_var": -trades[0]["bn1.running_var"]}), r"got variances below 0: bn1\.running_var"
+    )
+
+
 def test_step_counters_are_created(trades, write):
     state = {name: tensor for name, tensor in trades[0].items() if "num_batches" not in name}
     imported = import_checkpoint(write(state), format="robustbench", **IDENTITY)
@@ -403,7 +433,7 @@ def test_declared_architecture_and_classes_are_checked(trades, write):
     assert "stages.0.1.conv1.weight" in message
     assert message.endswith("The file has the shapes of wrn10_1.")
     refuse(path, "expected 10 classes, as declared, got 5", num_classes=10)
-    refuse(path, "expected 5 label names, one for each class, got 3", label_names="abc")
+    refuse(path, "expected 5 different label names, one for each class, got 3", label_names="abc")
     refuse(path, "got a WRN of .*: 'wrn11_1'", architecture="wrn11_1")
     refuse(path, r"expected arguments of wrn10_1, got \{'colour': 1\}: .*colour", model_args={"colour": 1})
     refuse(path, "expected format 'timm', got a WRN of .*; pass cartl or robustbench as format", format="timm")
@@ -444,7 +474,12 @@ def test_normalisation_is_declared_or_found(trades, write):
     weights = trades[0]
     pair = {"mu": torch.tensor(MEAN).view(1, 3, 1, 1), "sigma": torch.tensor(STD).view(1, 3, 1, 1)}
     plain, holding = write(dict(weights), "plain.pt"), write(weights | pair, "holding.pt")
-    refuse(plain, r"got mean=None, std=None, and none in the file; .* --mean 0\.4914 .* 0 and 1 .* TRADES", mean=None, std=None)
+    refuse(
+        plain,
+        r"got mean=None, std=None, and none in the file; .* --mean 0\.4914,0\.4822,.* 0 and 1 .* TRADES",
+        mean=None,
+        std=None,
+    )
     refuse(plain, "got mean=0, std=None, and none in the file", std=None)
     refuse(holding, "got mean=0, std=None, and both in the file", std=None)
     refuse(holding, r"got mean \(0\.4\d+, .* in the file, but also mean \(0\.0, 0\.0, 0\.0\), std \(1\.0, 1\.0, 1\.0\)")
@@ -463,7 +498,9 @@ def test_normalisation_is_declared_or_found(trades, write):
             {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)},
             r"expected a mean in \[0, 1\], as pixels are, .* got \(123\.7, ",
         ),
-        ({"mean": 0.5, "std": 0}, "and a std > 0"),
+        ({"mean": 0.5, "std": 0}, r"and a std in \(0, 1000\]"),
+        ({"mean": 0.5, "std": 1e7}, r"and a std in \(0, 1000\]"),
+        ({"mean": 0.5, "std": float("inf")}, r"and a std in \(0, 1000\]"),
         ({"mean": (0.5, 0.5), "std": 1}, "for each of 3 channels, or for all, got 2"),
         ({"mean": float("nan"), "std": 1}, r"expected a mean in \[0, 1\]"),
     ],
@@ -542,6 +579,7 @@ def test_lineage_is_recorded(trades, write, tmp_path):
         ("L2", None, "got 'L2' and None"),
         (None, 0.5, "got None and 0.5"),
         ("L2", 0.0, "a radius eps > 0"),
+        ("L2", float("inf"), "a radius eps > 0"),
     ],
 )
 def test_threat_model_out_of_range(norm, eps, message, trades, write):
@@ -605,12 +643,37 @@ def test_file_that_is_cut_off(kind, share, trades, write, tmp_path):
         (b"", "got an empty file; download it again"),
         (b"\n<!DOCTYPE html><html>quota exceeded</html>", "got a web page; download it again"),
         (b"\x00" * 100, "expected a whole checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "got a pointer of git-lfs; fetch the file itself"),
+        (b"\x1f\x8b\x08" + bytes(20), "got a gzip file; unpack it"),
         (b"hello, this is no checkpoint", "expected a whole checkpoint"),
     ],
 )
 def test_file_that_is_no_checkpoint(content, message, tmp_path):
     (tmp_path / "net.pt").write_bytes(content)
     refuse(tmp_path / "net.pt", message)
+
+
+def test_flipped_bit_in_a_zip_file(trades, write):
+    path = write(dict(trades[0]))
+    content = bytearray(path.read_bytes())
+    content[content.index(trades[0]["fc.weight"].numpy().tobytes()) + 3] ^= 0x40
+    path.write_bytes(content)
+    refuse(path, r"got one whose record .*/data/\d+ is damaged; get it again")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_newer_pickle_protocols(zipped, trades, write):
+    path = write(dict(trades[0]), pickle_protocol=4, _use_new_zipfile_serialization=zipped)
+    refuse(path, "got one of protocol 4 or 5, .* save its state_dict\\(\\) again")
+
+
+def test_weights_inside_of_inner_dicts(trades, write):
+    content = {"model": {"state_dict": dict(trades[0]), "epoch": 3}, "optimizer": {"state": {0: {"buffer": torch.ones(2, 2)}}}}
+    path = write(content)
+    for entry in (None, "model.state_dict"):
+        imported = import_checkpoint(path, format="robustbench", entry=entry, **IDENTITY)
+        assert_same(imported.model, trades[1], images())
+    assert dict(imported.dropped)["optimizer"] == "beside the weights"
 
 
 def test_file_that_is_not_there(tmp_path):
@@ -625,9 +688,9 @@ def test_file_that_is_not_there(tmp_path):
         ([torch.zeros(2)], "got a list"),
         (torch.zeros(2), "got a Tensor"),
         ({"epoch": 3}, r"expected named dense tensors as weights, got among them epoch \(int\)"),
-        ({"a.weight": torch.zeros(2, 2), 3: torch.zeros(2)}, r"got among them 3 \(Tensor\)"),
-        ({"a.weight": torch.zeros(2, 2).to_sparse()}, r"got among them a\.weight \(Tensor\)"),
-        ({"a.weight": torch.zeros(1).expand(10**9, 10**9)}, r"got among them a\.weight \(Tensor\)"),
+        ({"a.weight": torch.zeros(2, 2), 3: torch.zeros(2)}, r"got among them 3 \(a name of type int\)"),
+        ({"a.weight": torch.zeros(2, 2).to_sparse()}, r"got among them a\.weight \(sparse Tensor\)"),
+        ({"a.weight": torch.zeros(1).expand(10**9, 10**9)}, r"got among them a\.weight \(Tensor of repeated"),
         (
             {"a.weight": torch.zeros(2, 2), "ema": {"a.weight": torch.zeros(2, 2)}},
             "got ema and weights outside of it; choose one",

@@ -102,6 +102,7 @@ def test_import_from_a_file_and_from_the_hub(tmp_path):
     state = {f"module.model.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
     torch.save({"model": state, "epoch": 7}, tmp_path / "last.ckpt")
     options = ["--format", "timm", "--architecture", "wrn10_1", "--mean", "0.5,0.4,0.3", "--std", 1, "--labels", "cat,dog"]
+    options += ["--model-arg", "negative_slope=0"]
     declared = ["--norm", "Linf", "--eps", "4/255", "--licence", "mit"]
     done = run("import", tmp_path / "last.ckpt", "--to", tmp_path / "wrn.robust", *options, *declared)
     assert done.exit_code == 0, done.output
@@ -121,6 +122,19 @@ def test_import_from_a_file_and_from_the_hub(tmp_path):
         for name in ("others/robust/none.ckpt", "others/robust/../last.ckpt", "last.ckpt"):
             assert isinstance(run("import", name, "--to", tmp_path / "no").exception, ModelError)
     assert not (tmp_path / "no").exists()
+
+
+def test_import_leaves_other_models_alone(tmp_path):
+    save_model(make_model("wrn10_1"), tmp_path / "mine")
+    before = (tmp_path / "mine" / "config.json").read_bytes()
+    torch.save(make_model("wrn10_1", num_classes=2).backbone.state_dict(), tmp_path / "a.pt")
+    options = ["--architecture", "wrn10_1", "--model-arg", "negative_slope=0", "--mean", 0, "--std", 1]
+    refused = run("import", tmp_path / "a.pt", "--to", tmp_path / "mine", *options)
+    assert refused.exit_code == 2
+    assert (tmp_path / "mine" / "config.json").read_bytes() == before
+    for std in (1, 2):  # the same file again
+        assert run("import", tmp_path / "a.pt", "--to", tmp_path / "new", *options[:-1], std).exit_code == 0
+    assert run("import", tmp_path / "a.pt", "--to", tmp_path / "other", "--model-arg", "slope", *options).exit_code == 2
 
 
 def test_a_card_is_written_again(source):

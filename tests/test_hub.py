@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import cartl_hub
-from cartl_hub import FGSM, ImagePolicy, ModelError, load_model, save_model
+from cartl_hub import FGSM, ImagePolicy, ModelError, evaluate, load_model, save_model
 from cartl_hub.folder import CONFIG, WEIGHTS, read_config
 from cartl_hub.hub import bundled_models, list_sources
 from cartl_hub.spectral import rescaled, weighted
@@ -215,6 +215,54 @@ def test_a_recipe_without_a_model_is_listed_without_numbers(tmp_path, monkeypatc
     for name in ("wrn10_1.at_toy", folder):
         with pytest.raises(ModelError, match=r"recipe only: `cartl-hub pretrain .*wrn10_1\.at_toy/recipe\.yaml` makes it"):
             load_model(name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md"])
+def test_a_foreign_folder_is_left_alone(wrn, tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"expected a new folder or a model folder of cartl_hub, got .* a foreign {name}"):
+        save_model(wrn, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_could_not_be_loaded_back_is_not_written(wrn, tmp_path):
+    wrn.label_names = ("cat", "cat", "dog")
+    with pytest.raises(ValueError, match="expected 3 different label names"):
+        save_model(wrn, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_save_that_fails_leaves_weights_and_report(folder, wrn, monkeypatch):
+    report = evaluate(load_model(folder), toy_data(4), attacks={"FGSM": FGSM(eps=0.1)}, curve=None, checks=False, progress=False)
+    save_model(load_model(folder), folder, report=report)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with torch.no_grad():
+        wrn.head.weight.add_(1)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(wrn, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_a_killed_process_left_goes_after_a_while(folder, wrn):
+    old, new = folder / "config.json.1.partial", folder / "config.json.2.partial"
+    for path in (old, new):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    save_model(wrn, folder)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_report_of_a_classifier_names_its_weights(folder, wrn):
+    report = evaluate(load_model(folder), toy_data(4), attacks={"FGSM": FGSM(eps=0.1)}, curve=None, checks=False, progress=False)
+    with torch.no_grad():
+        wrn.head.weight.add_(1)
+    with pytest.raises(ValueError, match="expected a report of these weights"):
+        save_model(wrn, folder, report=report)
 
 
 @pytest.mark.parametrize("crop", [{"crop_mode": "squash"}, {"crop_pct": 0.875}])

@@ -5,6 +5,8 @@ leave no trace in the names and shapes of its weights. What the file shows is re
 is guessed: a wrong guess would cost accuracy without an error.
 """
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ _FORMATS = {
     "robustbench": (WIDE, CIFAR, PREACT, TORCHVISION),
     "timm": (TORCHVISION,),
 }
+_LARGEST_STD = 1000.0
 _SHOWN = 12  # names of entries for one reason, in a summary
 _CONSTANTS = (("new_mean", "new_std"), ("mu", "sigma"), ("mean", "std"))
 
@@ -131,9 +134,12 @@ def import_checkpoint(
         in_chans = 1 if stem[1:2] == (1,) else 3
         constants = _constants(network, in_chans)
         normalisation = _normalisation([(state[first], state[second]) for first, second in constants], mean, std, in_chans)
-        model = _build(network, name, args, num_classes, in_chans, input_size, normalisation, licence)
-        if label_names is not None and len(label_names) != model.num_classes:
-            raise CheckpointError(f"expected {model.num_classes} label names, one for each class, got {len(label_names)}.")
+        torchvisions = network.layout in LAYOUTS or format == "robustness"
+        model = _build(network, name, args, num_classes, in_chans, input_size, normalisation, licence, torchvisions)
+        if label_names is not None and not len(label_names) == len(set(label_names)) == model.num_classes:
+            raise CheckpointError(
+                f"expected {model.num_classes} different label names, one for each class, got {len(set(label_names))}."
+            )
         reasons, counters = _account(network, constants, model)
     weights = {new: state[old] for new, old in network.mapped.items()}
     model.backbone.load_state_dict(weights | {counter: torch.tensor(0) for counter in counters})
@@ -168,7 +174,7 @@ def _named(path: Path) -> Iterator[None]:
 def _threat_model(norm: str | None, eps: float | None) -> dict[str, Any] | None:
     if norm is None and eps is None:
         return None
-    if norm not in ("Linf", "L2") or eps is None or not eps > 0:
+    if norm not in ("Linf", "L2") or eps is None or not 0 < eps < math.inf:
         raise ValueError(f"expected norm 'Linf' or 'L2' with a radius eps > 0 in pixel units of [0, 1], got {norm!r} and {eps}.")
     if norm == "Linf" and eps > 1:
         raise ValueError(f"eps must be in (0, 1] for Linf, as pixels are; got {eps}. Did you mean {eps:g}/255?")
@@ -187,39 +193,45 @@ def _format(declared: Format, network: Network, args: Mapping[str, Any]) -> Form
             return declared
         fitting = [name for name, layouts in _FORMATS.items() if layout in layouts] or ["timm"]
         raise CheckpointError(f"expected format {declared!r}, got a {layout.name}; pass {' or '.join(fitting)} as format.")
+    if layout is WIDE:
+        if "negative_slope" in args:
+            return "cartl" if args["negative_slope"] else "robustbench"
+        if any(name.startswith(f"{prefix}{WIDE.unused}") for name in names):
+            return "robustbench"
+        raise CheckpointError(
+            "expected to be told the activation of the WRN, which its weights don't show; pass format='cartl' (leaky ReLU of "
+            "0.1) or format='robustbench' (ReLU; also for TRADES), in the shell --format."
+        )
     if any("attacker" in name.split(".") or is_at(name, "normalizer.new_mean") for name in names):
         return "robustness"
     if layout in (CIFAR, PREACT):
         return "robustbench"
-    if layout is not WIDE:
-        return "cartl" if layout is CARTL_RESNET else "timm"
-    if "negative_slope" in args:
-        return "cartl" if args["negative_slope"] else "robustbench"
-    if any(name.startswith(f"{prefix}{WIDE.unused}") for name in names):
-        return "robustbench"
-    raise CheckpointError(
-        "expected to be told the activation of the WRN, which its weights don't show; pass format='cartl' (leaky ReLU of 0.1) or "
-        "format='robustbench' (ReLU; also for TRADES)."
-    )
+    return "cartl" if layout is CARTL_RESNET else "timm"
 
 
 def _architecture(network: Network, format: Format, declared: str | None, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name and arguments: those that shapes show, and those that were declared."""
     found, shown = network.layout.infer(network.shapes)
+    name = declared or found
     if network.layout is WIDE and format == "cartl":
         shown = {"negative_slope": 0.1}
-    if network.layout is PREACT and "activated_shortcut" not in args:
+    if network.layout not in LAYOUTS and re.match(r"wrn\d", str(name)) and "negative_slope" not in args:
+        raise CheckpointError(
+            "expected to be told the activation of the WRN, which its weights don't show; pass "
+            "model_args={'negative_slope': 0.0} (ReLU) or 0.1 (leaky), in the shell --model-arg negative_slope=0.0. What "
+            "save_model wrote is read by load_model."
+        )
+    if (network.layout is PREACT or name == "preact_resnet18") and "activated_shortcut" not in args:
         raise CheckpointError(
             "expected to be told what the shortcut convolutions of the PreActResNet read, which its weights don't show; pass "
             "model_args={'activated_shortcut': True} (He et al., Rice et al., Kireev et al.: the activated input) or False "
-            "(Wong et al., Andriushchenko and Flammarion: the raw one)."
+            "(Wong et al., Andriushchenko and Flammarion: the raw one), in the shell --model-arg activated_shortcut=true."
         )
-    name = declared or found
     if name is None or not timm.is_model(name):
         sizes = f"{name!r}" if name else "a stem or sizes from which it can't be told"
         raise CheckpointError(
-            f"expected an architecture of timm or cartl_hub, got a {network.layout.name}: {sizes}; pass architecture= if there "
-            "is one."
+            f"expected an architecture of timm or cartl_hub, got a {network.layout.name}: {sizes}; pass architecture= "
+            "(--architecture), and model_args= (--model-arg) where it has others than usual."
         )
     return name, shown | dict(args)
 
@@ -257,8 +269,8 @@ def _normalisation(
         raise CheckpointError(
             f"expected mean and std of the normalisation, got mean={mean}, std={std}, and {'both' if found else 'none'} in the "
             "file; declare them as the network was trained, e.g. mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616), in "
-            "the shell --mean 0.4914 --mean 0.4822 and so on, or 0 and 1 for a network that takes [0, 1] itself, as that of "
-            "TRADES does. Wrong ones cost accuracy without an error."
+            "the shell --mean 0.4914,0.4822,0.4465 --std 0.2471,0.2435,0.2616, or 0 and 1 for a network that takes [0, 1] "
+            "itself, as that of TRADES does. Wrong ones cost accuracy without an error."
         )
     # a file holds them in fp32, or rounded further
     rounding = 4 * max(torch.finfo(dtype).eps for dtype in (torch.float32, *(first.dtype for first, _ in stored)))
@@ -269,8 +281,10 @@ def _normalisation(
                 f"std {other[1]}; leave mean and std out to use what the file holds."
             )
     mean, std = found[0]
-    if not all(0 <= value <= 1 for value in mean) or not all(value > 0 for value in std):
-        raise CheckpointError(f"expected a mean in [0, 1], as pixels are, and a std > 0, got {mean} and {std}.")
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= _LARGEST_STD for value in std):
+        raise CheckpointError(
+            f"expected a mean in [0, 1], as pixels are, and a std in (0, {_LARGEST_STD:g}], got {mean} and {std}."
+        )
     return mean, std
 
 
@@ -293,8 +307,9 @@ def _build(
     input_size: int | tuple[int, int] | None,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]],
     licence: str | None,
+    torchvisions: bool,
 ) -> Classifier:
-    """The model, with weights of its initialisation."""
+    """The model, with weights of its initialisation; pictures are prepared as torchvision does it, or as timm does."""
     classifier = network.shapes.get(f"{get_pretrained_cfg_value(name, 'classifier')}.weight")
     found = classifier[0] if classifier else num_classes
     if num_classes is not None and found != num_classes:
@@ -307,11 +322,11 @@ def _build(
         "std": normalisation[1],
         "crop_pct": 1.0,
         "license": licence,  # timm's is that of other weights
-        **({"interpolation": "bilinear"} if network.layout in LAYOUTS else {}),  # torchvision's
+        **({"interpolation": "bilinear"} if torchvisions else {}),
     }
     chans = {} if in_chans == 3 else {"in_chans": in_chans}
     model: Classifier = created(create_model, name, chans | dict(args), num_classes=found, pretrained_cfg_overlay=cfg)
-    if input_size is None and network.layout in LAYOUTS and height >= 224:
+    if input_size is None and torchvisions and height >= 224:
         model.image_policy = replace(model.image_policy, crop_pct=224 / 256)
     return model
 
@@ -345,6 +360,7 @@ def _account(network: Network, constants: Sequence[tuple[str, str]], model: Clas
         "missing": [name for name in absent if name not in counters],
         "of another shape or type": [],
         "not finite": [],
+        "variances below 0": [],
     }
     for new in expected.keys() & mapped.keys():
         wanted, got = expected[new], state[mapped[new]]
@@ -353,6 +369,8 @@ def _account(network: Network, constants: Sequence[tuple[str, str]], model: Clas
             problems["of another shape or type"].append(wrong)
         elif not torch.isfinite(got.float()).all():
             problems["not finite"].append(mapped[new])
+        elif is_at(new, "running_var") and (got < 0).any():
+            problems["variances below 0"].append(mapped[new])
     if any(problems.values()):
         named = "; ".join(f"{what}: {listed(sorted(names))}" for what, names in problems.items() if names)
         found = network.layout.infer(network.shapes)[0]

@@ -248,20 +248,18 @@ def recognise(state: Mapping[str, Tensor], architecture: str | None, model_args:
     Raises:
         CheckpointError: If there is none that is known, or there are several.
     """
-    for layout in LAYOUTS:
-        if (prefix := _prefix(state, layout.marker)) is not None:
-            modules = {name[len(prefix) :].rpartition(".")[0] for name in state if name.startswith(prefix)}
-            if modules.issuperset(layout.modules):
-                return Network(layout, prefix, state)
+    found = _foreign(state)
+    if architecture is not None and timm.is_model(architecture):
+        own = _own(state, architecture, model_args)
+        if own is not None and (found is None or len(own.left) < len(found.left)):
+            return own
+    if found is not None:
+        return found
     if any(is_at(name, marker) for name in state for marker in _ONE_SIDED):
         raise CheckpointError(
             "expected a network with even padding, got one of Gowal et al. (2020), whose convolutions of stride 2 are padded on "
             "one side; cartl_hub has no such architecture."
         )
-    if architecture is not None and timm.is_model(architecture):
-        layout = _own_layout(architecture, model_args)
-        if (prefix := _prefix(state, layout.marker)) is not None:
-            return Network(layout, prefix, state)
     names = [layout.name for layout in LAYOUTS]
     raise CheckpointError(
         f"expected the names of a {', '.join(names[:-1])} or {names[-1]}, got {listed(list(state)[:5])}, ...; the formats are "
@@ -269,17 +267,33 @@ def recognise(state: Mapping[str, Tensor], architecture: str | None, model_args:
     )
 
 
-def _own_layout(architecture: str, model_args: Mapping[str, Any]) -> Layout:
-    """timm's own names of an architecture."""
+def _foreign(state: Mapping[str, Tensor]) -> Network | None:
+    """The network with another project's names."""
+    for layout in LAYOUTS:
+        if (prefix := _prefix(state, layout.marker)) is not None:
+            modules = {name[len(prefix) :].rpartition(".")[0] for name in state if name.startswith(prefix)}
+            if modules.issuperset(layout.modules):
+                return Network(layout, prefix, state)
+    return None
+
+
+def _own(state: Mapping[str, Tensor], architecture: str, model_args: Mapping[str, Any]) -> Network | None:
+    """The network with timm's own names of an architecture."""
     with torch.device("meta"):
-        expected = created(timm.create_model, architecture, model_args).state_dict()
-    return Layout(
+        expected = created(timm.create_model, architecture, model_args).state_dict().keys()
+    marker = next(iter(expected))
+    prefixes = {name.removesuffix(marker) for name in state if is_at(name, marker) and "attacker" not in name.split(".")}
+    if not prefixes:
+        return None
+    matches = {prefix: sum(prefix + name in state for name in expected) for prefix in prefixes}
+    layout = Layout(
         f"{architecture} with timm's names",
-        next(iter(expected)),
+        marker,
         (),
         lambda name: name if name in expected else None,
         lambda shapes: (None, {}),
     )
+    return Network(layout, max(prefixes, key=lambda prefix: matches[prefix]), state)
 
 
 def created(create: Callable[..., Any], architecture: str, model_args: Mapping[str, Any], **kwargs: Any) -> Any:
