@@ -10,9 +10,10 @@ import torch
 from known_models import EPS, FloatData, Linear, curved_case, linear_case
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from cartl_hub.attacks import APGD, APGDT, FGSM, NFGSM, PGD, Attack, Noise, Square
-from cartl_hub.data import ImageData, StreamingData
+from cartl_hub.data import DataError, ImageData, StreamingData
 from cartl_hub.evaluation import CURVE_EPS, default_attacks, evaluate
 from cartl_hub.evaluation.checks import run_checks
 
@@ -521,5 +522,51 @@ def test_report_says_what_was_measured():
 
 def test_data_that_is_not_ours_is_explained(wrn):
     for measure in (evaluate, run_checks):
-        with pytest.raises(TypeError, match=r"expected data such as load_splits\(...\)\.test, got list"):
+        with pytest.raises(TypeError, match=r"expected what load_splits makes, a DataLoader .* got list; load_test_split"):
             measure(wrn.eval(), [1, 2], progress=False)
+
+
+class Pictures(Dataset):
+    """As torchvision's: single images in [0, 1] with their labels, and the names of the classes."""
+
+    classes = ("ant", "bee", "cat")
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return self.data.images[index].float() / 255, int(self.data.labels[index])
+
+
+def test_data_of_pytorch(wrn, data):
+    settings = {"attacks": FEW, "curve": None, "checks": False, "progress": False}
+    wrn.eval()
+    expected = evaluate(wrn, data, **settings)
+    pictures = Pictures(data)
+    loaders = DataLoader(pictures, batch_size=5), DataLoader(Subset(pictures, range(len(data))), batch_size=5)
+    for given in (pictures, *loaders, (data.images, data.labels), [data.images.float() / 255, data.labels]):
+        report = evaluate(wrn, given, **settings)
+        assert (report.clean, report.attacks) == (expected.clean, expected.attacks)
+        np.testing.assert_array_equal(report.verdicts.correct["PGD-3"], expected.verdicts.correct["PGD-3"])
+        assert report.label_names == (("0", "1", "2") if isinstance(given, (tuple, list)) else Pictures.classes)
+    assert run_checks(wrn, pictures, names=["determinism"], num_images=4, progress=False)[0].status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda data: DataLoader(Pictures(data), shuffle=True), "expected a DataLoader that keeps the order"),
+        (lambda data: (data.images, data.labels[:2]), "expected a label for each of 24 images, got 2"),
+        (lambda data: (data.images[:0], data.labels[:0]), "expected at least one image, got none"),
+        (
+            lambda data: TensorDataset(data.labels, data.labels),
+            r"expected batches of images .*, got \[\[24\], \[24\]\]",
+        ),
+    ],
+)
+def test_data_of_pytorch_that_cannot_be_used(make, message, wrn, data):
+    with pytest.raises(DataError, match=message):
+        evaluate(wrn.eval(), make(data), progress=False)

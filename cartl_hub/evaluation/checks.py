@@ -24,12 +24,12 @@ from ..attacks.losses import LossName, cross_entropy, margin
 from ..data import Data
 from ..randomness import image_keys
 from ..report import Check
+from .given import AnyTestData, as_data
 from .pool import Pool, read_pool
 from .verdict import (
     FEW,
     NEIGHBOUR_CHANGE,
     RANDOM_CHANGE,
-    check_data,
     check_model,
     first_look,
     has_gradient,
@@ -516,7 +516,7 @@ def chosen_checks(names: bool | Iterable[str] | None) -> tuple[str, ...]:
 
 def run_checks(
     model: nn.Module,
-    data: Data,
+    data: AnyTestData,
     *,
     names: Iterable[str] | None = None,
     num_images: int = 256,
@@ -535,7 +535,7 @@ def run_checks(
 
     Args:
         model: As for :func:`cartl_hub.evaluate`.
-        data: Of which the first images are taken.
+        data: As for :func:`cartl_hub.evaluate`; the first images are taken.
         names: Some of the checks; all by default.
         num_images: Images to make them on.
         eps: Radius of the threat model, in pixel units of [0, 1].
@@ -551,16 +551,16 @@ def run_checks(
         ValueError: If there is no such check, or as :func:`cartl_hub.evaluate` does for the model and the data.
     """
     chosen = chosen_checks(names)
-    check_data(data)
     check_model(model)
+    test: Data = as_data(data, model, batch_size)
     with ExitStack() as stack:
         device, _ = stack.enter_context(measuring(model, device))
-        look = partial(first_look, model, len(data.label_names), device)
-        pool = stack.enter_context(read_pool(data, num_images, batch_size, look))
+        look = partial(first_look, model, len(test.label_names), device)
+        pool = stack.enter_context(read_pool(test, num_images, batch_size, look))
         source = transfer_source
         if source is not None:
             stack.enter_context(measuring(source, device))
-        trial = make_trial(model, pool, num_images, len(data.label_names), eps, norm, batch_size, seed, device, source)
+        trial = make_trial(model, pool, num_images, len(test.label_names), eps, norm, batch_size, seed, device, source)
         bar = stack.enter_context(tqdm(chosen, unit="check", dynamic_ncols=True, **({} if progress else {"disable": True})))
         found = []
         for name in bar:

@@ -41,9 +41,10 @@ from ..report import (
 from ..weights import weights_sha256
 from .cascade import DEAR, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
 from .checks import chosen_checks, make_check, make_trial, second_verdict
+from .given import AnyTestData, as_data
 from .journal import open_journal, refuse_other
 from .pool import read_pool
-from .verdict import check_data, check_model, first_look, has_gradient, measuring
+from .verdict import check_model, first_look, has_gradient, measuring
 
 CURVE_EPS = tuple(k / 255 for k in (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64))
 
@@ -86,7 +87,7 @@ def default_attacks(
 
 def evaluate(
     model: nn.Module,
-    data: Data,
+    data: AnyTestData,
     *,
     attacks: Mapping[str, Attack] | None = None,
     num_images: int | None = None,
@@ -118,7 +119,8 @@ def evaluate(
 
     Args:
         model: Any module in eval mode from images in [0, 1] to logits [B, K], with K classes as in ``data``.
-        data: Read once, from front to back; what isn't in memory is kept in a temporary file.
+        data: What :func:`cartl_hub.load_splits` makes, a ``DataLoader`` or ``Dataset`` of PyTorch, or images [N, C, H, W] in
+            [0, 1] (or uint8) and labels [N]. Read once, from front to back; what isn't in memory is kept in a temporary file.
         attacks: By name, which the report shows; by default :func:`default_attacks`. The cheapest runs first.
         num_images: Only the first ones.
         curve: Linf radii, from 0 upwards, at which PGD-20 measures accuracy against radius; None for none.
@@ -149,16 +151,16 @@ def evaluate(
     check_names = chosen_checks(checks)
     check_model(model)
     _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep)
-    check_data(data)
-    stated, description = plain_json(context or {}, "context"), plain_json(data.description, "description of the data")
+    test: Data = as_data(data, model, batch_size)
+    stated, description = plain_json(context or {}, "context"), plain_json(test.description, "description of the data")
     if isinstance(model, Classifier):
         stated.setdefault("weights_sha256", weights_sha256(model))
-    num_classes = len(data.label_names)
+    num_classes = len(test.label_names)
     identity = {
         "format": 1,
         "cartl_hub": version("cartl_hub"),
         "weights": weights_digest(model),
-        "label_names": list(map(str, data.label_names)),
+        "label_names": list(map(str, test.label_names)),
         "attacks": [[stage.name, _config(stage) | _source(stage.attack)] for stage in planned(attacks)],
         "curve": None if curve is None else list(curve),
         "curve_images": curve_images,
@@ -175,7 +177,7 @@ def evaluate(
             stack.enter_context(measuring(other, device))
         bar = stack.enter_context(_bar(progress))
         look = partial(first_look, model, num_classes, device)
-        pool = stack.enter_context(read_pool(data, num_images, batch_size, look))
+        pool = stack.enter_context(read_pool(test, num_images, batch_size, look))
         _refuse_without_gradient(model, pool.get(torch.arange(1), device), attacks, curve)
         journal = stack.enter_context(open_journal(resume, identity | {"images": pool.digest}))
         cascade = Cascade(
@@ -201,7 +203,7 @@ def evaluate(
             data=description,
             split=str(description.get("split", "not stated")),
             seed=seed,
-            label_names=tuple(map(str, data.label_names)),
+            label_names=tuple(map(str, test.label_names)),
             environment=_environment(device, cascade.seconds),
         )
 

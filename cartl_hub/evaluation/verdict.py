@@ -84,19 +84,6 @@ def classify(model: nn.Module, images: Tensor, indices: Tensor, num_classes: int
 # What is refused
 
 
-def check_data(data: Any) -> None:
-    """That it is what :func:`cartl_hub.load_splits` makes.
-
-    Raises:
-        TypeError: If not.
-    """
-    if not hasattr(data, "batches") or not hasattr(data, "label_names"):
-        raise TypeError(
-            f"expected data such as load_splits(...).test, got {type(data).__name__}; "
-            "load_test_split(data, ImagePolicy(size=(height, width)))[0] makes it of a datasets.Dataset or a folder."
-        )
-
-
 def check_model(model: nn.Module) -> None:
     """Raise ValueError unless the model is in eval mode and in fp32."""
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]

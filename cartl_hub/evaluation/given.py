@@ -1,0 +1,92 @@
+"""Data to measure on, however they are given."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+
+from ..data import Data, DataError, Drawn
+
+AnyTestData = Data | DataLoader | Dataset | tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a ``DataLoader`` gives, in its order.
+
+    Args:
+        loader: Of (images, labels), [B, C, H, W] and [B].
+        label_names: Name of each class.
+        description: For the report.
+    """
+
+    loader: DataLoader
+    label_names: tuple[str, ...]
+    description: dict[str, Any]
+
+    def batches(self, batch_size: int) -> Iterator[Drawn]:
+        """All images in order, as many at once as the loader gives."""
+        first = 0
+        for images, labels in map(_pair, self.loader):
+            yield Drawn(images, labels.long(), torch.arange(first, first + len(labels)), 0)
+            first += len(labels)
+
+
+def as_data(given: Any, model: nn.Module, batch_size: int) -> Any:
+    """Data with label names; those of a data set of PyTorch are its ``classes``, or else numbers.
+
+    Args:
+        given: What :func:`cartl_hub.load_splits` makes, a ``DataLoader`` or ``Dataset`` of PyTorch, or images and labels.
+        model: Whose logits say how many classes there are.
+        batch_size: Of images that are read at once, where no loader says it.
+
+    Raises:
+        TypeError: If it is something else.
+        DataError: If a loader shuffles, or gives something else than images and labels.
+    """
+    if hasattr(given, "batches") and hasattr(given, "label_names"):
+        return given
+    if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(part, Tensor) for part in given):
+        if len(given[0]) != len(given[1]):
+            raise DataError(f"expected a label for each of {len(given[0])} images, got {len(given[1])}.")
+        given = TensorDataset(*given)
+    if isinstance(given, Dataset):
+        given = DataLoader(given, batch_size=batch_size)
+    if not isinstance(given, DataLoader):
+        raise TypeError(
+            f"expected what load_splits makes, a DataLoader or Dataset of PyTorch, or (images, labels), got "
+            f"{type(given).__name__}; load_test_split(data, ImagePolicy(size=(height, width)))[0] reads a datasets.Dataset or "
+            "a folder."
+        )
+    if isinstance(given.sampler, RandomSampler):
+        raise DataError("expected a DataLoader that keeps the order of its images, got one that shuffles; pass shuffle=False.")
+    dataset = getattr(given.dataset, "dataset", given.dataset)  # of a Subset
+    return Loaded(given, _label_names(given, dataset, model), {"id": type(dataset).__name__})
+
+
+def _label_names(loader: DataLoader, dataset: Any, model: nn.Module) -> tuple[str, ...]:
+    first = next(iter(loader), None)
+    if first is None:
+        raise DataError("expected at least one image, got none; pass a data set that has images.")
+    images, _ = _pair(first)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        logits = model((images[:1].float() / 255 if images.dtype == torch.uint8 else images[:1].float()).to(device))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"expected logits [B, K] from the model, got {got}; wrap it in a module that returns them.")
+    names = getattr(dataset, "classes", None)
+    known = isinstance(names, (list, tuple)) and len(names) == logits.shape[1]
+    return tuple(map(str, names if known else range(logits.shape[1])))  # type: ignore[arg-type]
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        images, labels = batch
+        if images.ndim == 4 and labels.ndim == 1:
+            return images, labels
+    shapes = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in batch]
+    raise DataError(f"expected batches of images [B, C, H, W] in [0, 1] and labels [B], got {shapes}.")
