@@ -325,8 +325,9 @@ class _Run:
 
     def _check_validation(self) -> None:
         if self.validation is None:
-            if self.arguments.patience is not None:
-                raise ValueError(f"patience={self.arguments.patience} needs validation images, got validation=None.")
+            for name in ("patience", "load_best"):
+                if value := getattr(self.arguments, name):
+                    raise ValueError(f"{name}={value} needs validation images, got validation=None.")
             return
         if not len(self.validation):
             raise ValueError("expected validation images, got 0 of them; pass some, or validation=None.")

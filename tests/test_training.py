@@ -551,8 +551,9 @@ def test_validation_that_does_not_fit(wrn, data):
         train(wrn, HEAD, data, validation=other, arguments=arguments())
     with pytest.raises(ValueError, match="expected validation images, got 0 of them"):
         train(wrn, HEAD, data, validation=data.subset([]), arguments=arguments())
-    with pytest.raises(ValueError, match="patience=3 needs validation images, got validation=None"):
-        train(wrn, HEAD, data, arguments=arguments(patience=3))
+    for name, value in (("patience", 3), ("load_best", True)):
+        with pytest.raises(ValueError, match=f"{name}={value} needs validation images, got validation=None"):
+            train(wrn, HEAD, data, arguments=arguments(**{name: value}))
 
 
 def test_floats_from_a_decoder_are_refused(wrn, data):
