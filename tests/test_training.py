@@ -18,11 +18,10 @@ from conftest import make_model, toy_data
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import cartl_hub.training as training
 from cartl_hub import FDM, NEFT, NFGSM, PGD, RFGSM, AdversarialTraining, Augmentation, BatchNormPolicy, DataError, FineTuning, LwF
 from cartl_hub.data import ImageData
 from cartl_hub.methods import Method
-from cartl_hub.training import Schedule, TrainingArguments, TrainingError, train
+from cartl_hub.training import Schedule, TrainingArguments, TrainingError, checkpoint, loop, train
 
 HERE = Path(__file__).parent
 ATTACK = PGD(eps=8 / 255, step_size=4 / 255, steps=2)
@@ -96,7 +95,7 @@ def test_an_early_stopped_run_has_ended(data, tmp_path):
 
 def test_interrupted_in_one_process_the_model_is_as_it_was_and_the_run_goes_on(wrn, data, tmp_path, monkeypatch):
     chosen = {"validation": data, "arguments": arguments(), "resume": True}
-    whole, before, step_of = make_model("wrn10_1"), state_of(wrn), training._Run._step
+    whole, before, step_of = make_model("wrn10_1"), state_of(wrn), loop._Run._step
     train(whole, FineTuning(), data, **chosen, output_dir=tmp_path / "whole")
 
     def interrupted(self, wrapped, task, optimizer, trained, drawn, step):
@@ -104,12 +103,12 @@ def test_interrupted_in_one_process_the_model_is_as_it_was_and_the_run_goes_on(w
             raise KeyboardInterrupt
         step_of(self, wrapped, task, optimizer, trained, drawn, step)
 
-    monkeypatch.setattr(training._Run, "_step", interrupted)
+    monkeypatch.setattr(loop._Run, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(wrn, FineTuning(), data, **chosen, output_dir=tmp_path / "part")
     assert equal(before, state_of(wrn))
     assert wrn.training
-    monkeypatch.setattr(training._Run, "_step", step_of)
+    monkeypatch.setattr(loop._Run, "_step", step_of)
     assert train(wrn, FineTuning(), data, **chosen, output_dir=tmp_path / "part").steps == 6
     assert equal(state_of(whole), state_of(wrn))
 
@@ -123,7 +122,7 @@ def test_a_model_with_the_result_of_the_run_gets_it_again(changes, data, tmp_pat
     from_the_start = make_model("wrn10_1")
     train(from_the_start, method, data, **chosen)
     assert equal(ended, state_of(from_the_start))
-    monkeypatch.setattr(training._Run, "_train", None)
+    monkeypatch.setattr(loop._Run, "_train", None)
     assert train(model.train(), method, data, **chosen) == first
     assert equal(ended, state_of(model))
     assert not model.training
@@ -206,7 +205,7 @@ def test_lost_best_weights_are_refused_where_they_are_needed(wrn, data, tmp_path
 
 
 def test_a_full_disk_is_explained_and_the_last_checkpoint_kept(wrn, data, tmp_path, monkeypatch):
-    write, before = training.save_file, state_of(wrn)
+    write, before = checkpoint.save_file, state_of(wrn)
 
     def write_or_fail(tensors, path, metadata):
         write(tensors, path, metadata)
@@ -214,7 +213,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_kept(wrn, data, tmp_pa
             raise SafetensorError("I/O error: No space left on device")
 
     calls: list[int] = []
-    monkeypatch.setattr(training, "save_file", write_or_fail)
+    monkeypatch.setattr(checkpoint, "save_file", write_or_fail)
     message = r"expected to write .*checkpoint\.safetensors, got .*No space left.* an earlier step is kept.* resume=True"
     with pytest.raises(TrainingError, match=message):
         train(wrn, HEAD, data, arguments=arguments(), output_dir=tmp_path)
@@ -225,7 +224,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_kept(wrn, data, tmp_pa
 
 
 def hold(path, ready):
-    with training._locked(path):
+    with checkpoint.locked(path):
         ready.set()
         time.sleep(60)
 
@@ -283,7 +282,7 @@ def test_nan_loss_stops_and_keeps_checkpoint_and_model(wrn, data, tmp_path):
     before = {name: tensor.clone() for name, tensor in wrn.state_dict().items()}
     with pytest.raises(TrainingError, match=r"loss became nan at step 4 of 6; the last good checkpoint is .*Lower lr"):
         train(wrn, Exploding(), data, arguments=arguments(), output_dir=tmp_path)
-    tensors, _ = training._read(tmp_path / "checkpoint.safetensors")
+    tensors, _ = checkpoint.read_checkpoint(tmp_path / "checkpoint.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     assert all(torch.equal(tensor, before[name]) for name, tensor in wrn.state_dict().items())
 
@@ -343,7 +342,7 @@ def test_best_weights_are_loaded(wrn, data, tmp_path):
 def test_catastrophic_overfitting_stops_with_the_best_weights(wrn, data, monkeypatch):
     accuracies = iter([(0.5, 0.4, 0.45), (0.6, 0.3, 0.5), (0.6, 0.1, 0.9)])
     monkeypatch.setattr(
-        training._Run, "_accuracies", lambda self, attacks: dict(zip(("clean", *attacks), next(accuracies), strict=True))
+        loop._Run, "_accuracies", lambda self, attacks: dict(zip(("clean", *attacks), next(accuracies), strict=True))
     )
     method = AdversarialTraining(attack=NFGSM(eps=8 / 255))
     result = train(wrn, method, data, validation=data, arguments=arguments(epochs=5))
@@ -356,7 +355,7 @@ def test_catastrophic_overfitting_stops_with_the_best_weights(wrn, data, monkeyp
 def test_overfitted_weights_are_never_the_best(earlier, wrn, data, monkeypatch):
     accuracies = iter([*earlier, (0.9, 0.5, 0.9)])
     monkeypatch.setattr(
-        training._Run, "_accuracies", lambda self, attacks: dict(zip(("clean", *attacks), next(accuracies), strict=True))
+        loop._Run, "_accuracies", lambda self, attacks: dict(zip(("clean", *attacks), next(accuracies), strict=True))
     )
     method = AdversarialTraining(attack=RFGSM(eps=8 / 255), num_blocks=1)
     result = train(wrn, method, data, validation=data, arguments=arguments(epochs=5))
@@ -377,7 +376,7 @@ def test_overfitting_is_looked_for_in_the_norm_of_the_validation(wrn, data):
 
 
 def test_patience(wrn, data, monkeypatch):
-    monkeypatch.setattr(training._Run, "_accuracies", lambda self, attacks: dict.fromkeys(("clean", *attacks), 0.5))
+    monkeypatch.setattr(loop._Run, "_accuracies", lambda self, attacks: dict.fromkeys(("clean", *attacks), 0.5))
     result = train(wrn, FineTuning(), data, validation=data, arguments=arguments(epochs=9, patience=2))
     assert "has not risen for 2 validations" in result.stopped
     assert result.steps == 9
@@ -394,13 +393,13 @@ def test_auto_precision_is_measured_once_and_kept(wrn, data, tmp_path):
 
 def test_auto_precision_is_kept_by_a_run_that_dies_in_its_first_step(wrn, data, tmp_path, monkeypatch):
     chosen = {"arguments": arguments(precision="auto", epochs=1), "output_dir": tmp_path, "resume": True}
-    step_of = training._Run._step
-    monkeypatch.setattr(training._Run, "_faster_precision", lambda self, task: "bf16")
-    monkeypatch.setattr(training._Run, "_step", None)
+    step_of = loop._Run._step
+    monkeypatch.setattr(loop._Run, "_faster_precision", lambda self, task: "bf16")
+    monkeypatch.setattr(loop._Run, "_step", None)
     with pytest.raises(TypeError):
         train(wrn, HEAD, data, **chosen)
-    monkeypatch.setattr(training._Run, "_faster_precision", lambda self, task: "fp32")
-    monkeypatch.setattr(training._Run, "_step", step_of)
+    monkeypatch.setattr(loop._Run, "_faster_precision", lambda self, task: "fp32")
+    monkeypatch.setattr(loop._Run, "_step", step_of)
     result = train(wrn, HEAD, data, **chosen)
     assert (result.precision, result.steps) == ("bf16", 3)
 

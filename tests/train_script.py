@@ -10,10 +10,9 @@ from pathlib import Path
 
 from conftest import make_model, toy_data
 
-import cartl_hub.training as training
 from cartl_hub import FDM, NEFT, PGD, AdversarialTraining, FineTuning, LwF
 from cartl_hub.folder import save_model
-from cartl_hub.training import Schedule, TrainingArguments, train
+from cartl_hub.training import Schedule, TrainingArguments, checkpoint, loop, train
 
 ATTACK = PGD(eps=8 / 255, step_size=4 / 255, steps=2)
 RUNS = {
@@ -42,16 +41,16 @@ def main() -> None:
     options = parser.parse_args()
 
     if options.die_at is not None:
-        step_of = training._Run._step
+        step_of = loop._Run._step
 
         def step_or_die(self, wrapped, task, optimizer, trained, drawn, step):
             if step == options.die_at:
                 die()
             step_of(self, wrapped, task, optimizer, trained, drawn, step)
 
-        training._Run._step = step_or_die
+        loop._Run._step = step_or_die
     if options.die_in_write is not None:
-        write, count = training.save_file, iter(range(1000))
+        write, count = checkpoint.save_file, iter(range(1000))
 
         def write_or_die(tensors, path, metadata):
             write(tensors, path, metadata)
@@ -59,7 +58,7 @@ def main() -> None:
                 os.truncate(path, os.path.getsize(path) // 2)
                 die()
 
-        training.save_file = write_or_die
+        checkpoint.save_file = write_or_die
 
     name, method, arguments = RUNS[options.run]
     model = make_model(name, **({"drop_rate": 0.3} if options.run == "dropout" else {}))

@@ -6,233 +6,38 @@ a run that was killed and resumed ends with the weights of one that was not, bit
 
 import copy
 import csv
-import hashlib
 import json
 import logging
 import math
-import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .attacks import FGSM, NFGSM, PGD, RFGSM, Attack
-from .batchnorm import BatchNormPolicy
-from .blocks import last_blocks, list_blocks
-from .config import to_dict
-from .data import Augmentation, Data, DataError, ImageData, listed
-from .methods import Batch, Method
-from .methods.method import Images
-from .models import Classifier
-from .randomness import SEEDS, image_keys, step_seed
-from .ranges import check_number, check_whole
-from .spectral import plain_state_dict
+from ..attacks import FGSM, NFGSM, RFGSM, Attack
+from ..batchnorm import BatchNormPolicy
+from ..blocks import last_blocks, list_blocks
+from ..config import to_dict
+from ..data import Data, DataError, ImageData, listed
+from ..methods import Batch, Method
+from ..methods.method import Images
+from ..models import Classifier
+from ..randomness import image_keys, step_seed
+from ..spectral import plain_state_dict
+from .arguments import TrainingArguments
+from .checkpoint import CHECKPOINT, TrainingError, content_hash, locked, read_checkpoint, under, write_checkpoint
+from .result import Result, Validation
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINT = "checkpoint.safetensors"
 OVERFITTING_GAP = 0.15  # FGSM accuracy above PGD-10 accuracy that means catastrophic overfitting
-
-
-class TrainingError(RuntimeError):
-    """Training can't go on; the message says what is kept and how to continue."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Learning rate over the run, as a factor of its peak.
-
-    Args:
-        warmup: Share of the run, in [0, 1], in which it rises linearly from 0.
-        decay: After that "linear" or "cosine" to 0, "steps" at the milestones, or "constant".
-        milestones: Shares of the run, in (0, 1), at which "steps" multiplies it by ``gamma``.
-        gamma: Factor at each milestone, >= 0.
-
-    Raises:
-        ValueError: On values out of range.
-    """
-
-    warmup: float = 0.1
-    decay: Literal["linear", "cosine", "steps", "constant"] = "linear"
-    milestones: tuple[float, ...] = ()
-    gamma: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.decay not in ("linear", "cosine", "steps", "constant"):
-            raise ValueError(f"decay must be linear, cosine, steps or constant, got {self.decay!r}.")
-        if not isinstance(self.milestones, (tuple, list)):
-            raise ValueError(f"milestones must be a tuple of shares of the run, such as (0.5, 0.75), got {self.milestones!r}.")
-        check_number("warmup", self.warmup, (">=", 0), ("<=", 1))
-        for milestone in self.milestones:
-            check_number("each of milestones", milestone, (">", 0), ("<", 1))
-        check_number("gamma", self.gamma, (">=", 0))
-
-    def factor(self, step: int, num_steps: int) -> float:
-        """Factor at ``step``, counted from 0."""
-        warm = self.warmup * num_steps
-        if step + 1 < warm:
-            return (step + 1) / warm
-        if self.decay == "constant":
-            return 1.0
-        if self.decay == "steps":
-            return self.gamma ** sum(step >= milestone * num_steps for milestone in self.milestones)
-        left = min(1.0, (num_steps - step) / max(num_steps - warm, 1))
-        return left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingArguments:
-    """How to train, whatever the method.
-
-    Args:
-        epochs: Passes over the data.
-        max_steps: Steps instead of epochs; needed for a streaming data set.
-        batch_size: Images per step over all processes.
-        optimizer: "sgd" with momentum, or "adamw".
-        lr: Peak learning rate, > 0.
-        schedule: Of the learning rate.
-        momentum: Of SGD, in [0, 1).
-        nesterov: Momentum of Nesterov's kind.
-        weight_decay: On every trained parameter, >= 0.
-        clip_grad_norm: Largest 2-norm of the gradient, > 0; None for no bound.
-        precision: "fp32", "bf16", or "auto": a few steps of both are timed once and the faster is taken.
-        ema: Decay, in (0, 1), of an exponential moving average of the weights, which then is the result; None for none.
-        augmentation: None for none.
-        seed: Of order, augmentation, random starts and dropout; any that 64 bits hold.
-        validate_every: Epochs between validations.
-        validation_attack: Whose robust accuracy chooses the best checkpoint.
-        validation_images: Validation images it is run on, at most.
-        patience: Validations without a better robust accuracy after which training stops; None for never.
-        load_best: Return the best weights by validation robust accuracy rather than the last.
-        checkpoint_every: Epochs between checkpoints.
-        checkpoint_minutes: Minutes between checkpoints, if that is sooner; None for epochs alone.
-        sync_batchnorm: Share batch statistics between GPUs. Otherwise, and on CPUs, each process uses its own part of the batch.
-        channels_last: Memory layout of images and weights; faster for convolutions.
-        log_with: Tracker of accelerate, e.g. "tensorboard"; it writes into the output folder.
-
-    Raises:
-        ValueError: On values out of range.
-    """
-
-    epochs: int = 20
-    max_steps: int | None = None
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.02
-    schedule: Schedule = field(default_factory=Schedule)
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    clip_grad_norm: float | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    ema: float | None = None
-    augmentation: Augmentation | None = field(default_factory=Augmentation)
-    seed: int = 0
-    validate_every: int = 1
-    validation_attack: Attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
-    validation_images: int = 512
-    patience: int | None = None
-    load_best: bool = False
-    checkpoint_every: int = 1
-    checkpoint_minutes: float | None = 10.0
-    sync_batchnorm: bool = False
-    channels_last: bool = True
-    log_with: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every", "validation_images", "checkpoint_every"):
-            check_whole(name, getattr(self, name), (">=", 1))
-        check_whole("seed", self.seed, (">=", SEEDS[0]), ("<=", SEEDS[1]))
-        check_number("lr", self.lr, (">", 0))
-        check_number("momentum", self.momentum, (">=", 0), ("<", 1))
-        check_number("weight_decay", self.weight_decay, (">=", 0))
-        if self.max_steps is not None:
-            check_whole("max_steps", self.max_steps, (">=", 1))
-        if self.patience is not None:
-            check_whole("patience", self.patience, (">=", 1))
-        if self.clip_grad_norm is not None:
-            check_number("clip_grad_norm", self.clip_grad_norm, (">", 0))
-        if self.ema is not None:
-            check_number("ema", self.ema, (">", 0), ("<", 1))
-        if self.checkpoint_minutes is not None:
-            check_number("checkpoint_minutes", self.checkpoint_minutes, (">=", 0))
-        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("optimizer", ("sgd", "adamw"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        if not isinstance(self.schedule, Schedule):
-            raise ValueError(f"schedule must be a Schedule, such as Schedule(decay='linear'), got {self.schedule!r}.")
-        if not isinstance(self.augmentation, Augmentation | None):
-            raise ValueError(f"augmentation must be an Augmentation or None, got {self.augmentation!r}.")
-        if not isinstance(self.validation_attack, Attack):
-            raise ValueError(f"validation_attack must be an attack, such as PGD(...), got {self.validation_attack!r}.")
-        if isinstance(self.validation_attack, NFGSM):
-            raise ValueError("validation_attack must stay in its ball, and NFGSM does not; use PGD.")
-
-    def num_steps(self, data: Data) -> int:
-        """Steps of the whole run on ``data``."""
-        per_epoch = data.steps_per_epoch(self.batch_size)
-        if self.max_steps is not None:
-            return self.max_steps
-        if per_epoch is None:
-            raise ValueError("expected max_steps for a streaming data set, whose length is unknown; got None.")
-        return self.epochs * per_epoch
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Accuracies on validation images, in [0, 1]."""
-
-    step: int
-    clean_acc: float
-    robust_acc: float
-    fgsm_acc: float | None = None
-
-
-@dataclass
-class Result:
-    """What a training run did.
-
-    Args:
-        steps: Steps done.
-        num_steps: Steps planned.
-        precision: Of the forward passes, "fp32" or "bf16".
-        seconds: Spent in the loop, over all resumed parts.
-        images_per_second: Training images per second, over all resumed parts.
-        validations: In the order of the steps.
-        best: The validation with the highest robust accuracy, on whose weights ``load_best`` settles.
-        stopped: Why it ended early, or None.
-        weights: Which weights the model has now: "last" or "best".
-        device: Where it ran.
-        timing: Seconds per step of fp32 and bf16, where "auto" measured them.
-    """
-
-    steps: int = 0
-    num_steps: int = 0
-    precision: str = "fp32"
-    seconds: float = 0.0
-    images_per_second: float = 0.0
-    validations: list[Validation] = field(default_factory=list)
-    best: Validation | None = None
-    stopped: str | None = None
-    weights: str = "last"
-    device: str = "cpu"
-    timing: dict[str, float] = field(default_factory=dict)
 
 
 class Task(nn.Module):
@@ -344,7 +149,7 @@ class _Run:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / "training.lock"):
+        with locked(self.folder / "training.lock"):
             yield
 
     def __call__(self) -> Result:
@@ -463,7 +268,7 @@ class _Run:
             tracker.finish()
         state = self._final_state(task)
         if self.checkpoint is None or self.checkpoint[1]["end_weights"] is None:
-            self._save(task, optimizer, done, end_weights=_hash(state))
+            self._save(task, optimizer, done, end_weights=content_hash(state))
         accelerator.wait_for_everyone()
         return state
 
@@ -547,7 +352,7 @@ class _Run:
             self.result.best, self.stale = found, 0
             self.best_state = {name: tensor.detach().clone() for name, tensor in state.items()}
             if self.folder is not None and self.accelerator.is_main_process:
-                _write(self.folder / "best.safetensors", self.best_state, {"validation": vars(found)})
+                write_checkpoint(self.folder / "best.safetensors", self.best_state, {"validation": vars(found)})
         elif self.arguments.patience is not None and self.stale >= self.arguments.patience:
             self.result.stopped = f"robust accuracy on validation has not risen for {self.stale} validations"
         if self.accelerator.is_main_process:
@@ -640,7 +445,7 @@ class _Run:
     @property
     def _checkpoint_path(self) -> Path:
         assert self.folder is not None
-        return self.folder / _CHECKPOINT
+        return self.folder / CHECKPOINT
 
     def _open_logs(self) -> None:
         """Cut the log of losses at the step where the run goes on, start the trackers."""
@@ -681,7 +486,7 @@ class _Run:
             }
             progress = {"step": step, "stale": self.stale, "result": result, "optimizer": scalars}
             record = {"progress": progress, "fingerprint": self.fingerprint, "end_weights": end_weights}
-            _write(self._checkpoint_path, tensors, record)
+            write_checkpoint(self._checkpoint_path, tensors, record)
         return f"; the run goes on from {self._checkpoint_path} with resume=True."
 
     def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -689,7 +494,7 @@ class _Run:
             raise ValueError("resume=True needs the output_dir of the run, got None.")
         if not self._checkpoint_path.exists():
             return None
-        tensors, record = _read(self._checkpoint_path)
+        tensors, record = read_checkpoint(self._checkpoint_path)
         saved, now = record["fingerprint"], self.fingerprint
         different = [key for key in now if saved.get(key) != now[key]]
         if now["weights"] == record["end_weights"]:
@@ -713,11 +518,11 @@ class _Run:
         tensors, record = self.checkpoint
         progress = record["progress"]
         device = self.accelerator.device
-        task.load_state_dict(_under("task.", tensors))
+        task.load_state_dict(under("task.", tensors))
         if self.average is not None:
-            self.average = {name: tensor.to(device) for name, tensor in _under("average.", tensors).items()}
+            self.average = {name: tensor.to(device) for name, tensor in under("average.", tensors).items()}
         state: dict[int, dict[str, Any]] = {}
-        entries = _under("optimizer.", tensors) | progress["optimizer"]
+        entries = under("optimizer.", tensors) | progress["optimizer"]
         for name, value in entries.items():
             index, _, entry = name.partition(".")
             state.setdefault(int(index), {})[entry] = value
@@ -725,7 +530,7 @@ class _Run:
         self._restore_result()
         if self.result.best is not None and (self.arguments.load_best or self._single_step):
             assert self.folder is not None
-            self.best_state, _ = _read(self.folder / "best.safetensors")
+            self.best_state, _ = read_checkpoint(self.folder / "best.safetensors")
         return int(progress["step"])
 
     def _restore_result(self) -> None:
@@ -765,27 +570,6 @@ def _accelerator(arguments: TrainingArguments, folder: Path | None) -> Accelerat
         ) from error
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a file for this process; the lock ends with the block or with the process, however it dies."""
-    with open(path, "a+") as file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a decoding worker would keep it for a dead run
-            except (BlockingIOError, PermissionError) as error:
-                file.seek(0)
-                raise TrainingError(
-                    f"expected no other run in {path.parent}, got process {file.read().strip() or 'unknown'}, which trains "
-                    "there. Wait for it, end it, or use another output_dir."
-                ) from error
-            except OSError as error:  # a file system without locks
-                logger.warning("%s can't be locked (%s): take care that one run at a time uses the folder", path, error)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
-
-
 def _fingerprint(
     method: Method,
     bn: BatchNormPolicy,
@@ -806,62 +590,10 @@ def _fingerprint(
                 "architecture": [model.architecture, model.num_classes, model.model_args],
                 "data": data.fingerprint() if isinstance(data, ImageData) else data.description.get("fingerprint"),
                 "validation": None if validation is None else validation.fingerprint(),
-                "weights": _hash(model.state_dict()),
+                "weights": content_hash(model.state_dict()),
             }
         )
     )
-
-
-def _hash(tensors: Mapping[str, Tensor], record: str = "") -> str:
-    digest = hashlib.sha256(record.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write a safetensors file so that a reader sees the old one or the new one, whenever this process dies."""
-    temporary = path.with_suffix(".partial")
-    # memory formats are the loader's business; tensors that share memory would be refused
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(record)
-    try:
-        save_file(tensors, temporary, {"cartl_hub": json.dumps({"record": text, "hash": _hash(tensors, text)})})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (SafetensorError, OSError) as error:
-        with suppress(OSError):
-            temporary.unlink()
-        kept = f"the {path.name} of an earlier step is kept" if path.exists() else f"there is no earlier {path.name}"
-        raise TrainingError(
-            f"expected to write {path}, got an error ({error}); {kept}. Is the disk full? Mend it and train with resume=True."
-        ) from error
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and record that :func:`_write` wrote.
-
-    Raises:
-        TrainingError: If they are not those, to the bit.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            written = json.loads(file.metadata()["cartl_hub"])
-        if _hash(tensors, written["record"]) != written["hash"]:
-            raise ValueError("its content is not what was written")
-        return tensors, json.loads(written["record"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(
-            f"expected {path} as the run wrote it, got a missing or damaged file ({error}). Put a copy there, or remove "
-            f"{path.with_name(_CHECKPOINT)} to start again."
-        ) from error
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,0 +1,6 @@
+from .arguments import Schedule as Schedule
+from .arguments import TrainingArguments as TrainingArguments
+from .checkpoint import TrainingError as TrainingError
+from .loop import train as train
+from .result import Result as Result
+from .result import Validation as Validation

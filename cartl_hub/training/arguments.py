@@ -1,0 +1,150 @@
+"""How to train, whatever the method."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..attacks import NFGSM, PGD, Attack
+from ..data import Augmentation, Data
+from ..randomness import SEEDS
+from ..ranges import check_number, check_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning rate over the run, as a factor of its peak.
+
+    Args:
+        warmup: Share of the run, in [0, 1], in which it rises linearly from 0.
+        decay: After that "linear" or "cosine" to 0, "steps" at the milestones, or "constant".
+        milestones: Shares of the run, in (0, 1), at which "steps" multiplies it by ``gamma``.
+        gamma: Factor at each milestone, >= 0.
+
+    Raises:
+        ValueError: On values out of range.
+    """
+
+    warmup: float = 0.1
+    decay: Literal["linear", "cosine", "steps", "constant"] = "linear"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("linear", "cosine", "steps", "constant"):
+            raise ValueError(f"decay must be linear, cosine, steps or constant, got {self.decay!r}.")
+        if not isinstance(self.milestones, (tuple, list)):
+            raise ValueError(f"milestones must be a tuple of shares of the run, such as (0.5, 0.75), got {self.milestones!r}.")
+        check_number("warmup", self.warmup, (">=", 0), ("<=", 1))
+        for milestone in self.milestones:
+            check_number("each of milestones", milestone, (">", 0), ("<", 1))
+        check_number("gamma", self.gamma, (">=", 0))
+
+    def factor(self, step: int, num_steps: int) -> float:
+        """Factor at ``step``, counted from 0."""
+        warm = self.warmup * num_steps
+        if step + 1 < warm:
+            return (step + 1) / warm
+        if self.decay == "constant":
+            return 1.0
+        if self.decay == "steps":
+            return self.gamma ** sum(step >= milestone * num_steps for milestone in self.milestones)
+        left = min(1.0, (num_steps - step) / max(num_steps - warm, 1))
+        return left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArguments:
+    """How to train, whatever the method.
+
+    Args:
+        epochs: Passes over the data.
+        max_steps: Steps instead of epochs; needed for a streaming data set.
+        batch_size: Images per step over all processes.
+        optimizer: "sgd" with momentum, or "adamw".
+        lr: Peak learning rate, > 0.
+        schedule: Of the learning rate.
+        momentum: Of SGD, in [0, 1).
+        nesterov: Momentum of Nesterov's kind.
+        weight_decay: On every trained parameter, >= 0.
+        clip_grad_norm: Largest 2-norm of the gradient, > 0; None for no bound.
+        precision: "fp32", "bf16", or "auto": a few steps of both are timed once and the faster is taken.
+        ema: Decay, in (0, 1), of an exponential moving average of the weights, which then is the result; None for none.
+        augmentation: None for none.
+        seed: Of order, augmentation, random starts and dropout; any that 64 bits hold.
+        validate_every: Epochs between validations.
+        validation_attack: Whose robust accuracy chooses the best checkpoint.
+        validation_images: Validation images it is run on, at most.
+        patience: Validations without a better robust accuracy after which training stops; None for never.
+        load_best: Return the best weights by validation robust accuracy rather than the last.
+        checkpoint_every: Epochs between checkpoints.
+        checkpoint_minutes: Minutes between checkpoints, if that is sooner; None for epochs alone.
+        sync_batchnorm: Share batch statistics between GPUs. Otherwise, and on CPUs, each process uses its own part of the batch.
+        channels_last: Memory layout of images and weights; faster for convolutions.
+        log_with: Tracker of accelerate, e.g. "tensorboard"; it writes into the output folder.
+
+    Raises:
+        ValueError: On values out of range.
+    """
+
+    epochs: int = 20
+    max_steps: int | None = None
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.02
+    schedule: Schedule = field(default_factory=Schedule)
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    clip_grad_norm: float | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    ema: float | None = None
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
+    seed: int = 0
+    validate_every: int = 1
+    validation_attack: Attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
+    validation_images: int = 512
+    patience: int | None = None
+    load_best: bool = False
+    checkpoint_every: int = 1
+    checkpoint_minutes: float | None = 10.0
+    sync_batchnorm: bool = False
+    channels_last: bool = True
+    log_with: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every", "validation_images", "checkpoint_every"):
+            check_whole(name, getattr(self, name), (">=", 1))
+        check_whole("seed", self.seed, (">=", SEEDS[0]), ("<=", SEEDS[1]))
+        check_number("lr", self.lr, (">", 0))
+        check_number("momentum", self.momentum, (">=", 0), ("<", 1))
+        check_number("weight_decay", self.weight_decay, (">=", 0))
+        if self.max_steps is not None:
+            check_whole("max_steps", self.max_steps, (">=", 1))
+        if self.patience is not None:
+            check_whole("patience", self.patience, (">=", 1))
+        if self.clip_grad_norm is not None:
+            check_number("clip_grad_norm", self.clip_grad_norm, (">", 0))
+        if self.ema is not None:
+            check_number("ema", self.ema, (">", 0), ("<", 1))
+        if self.checkpoint_minutes is not None:
+            check_number("checkpoint_minutes", self.checkpoint_minutes, (">=", 0))
+        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("optimizer", ("sgd", "adamw"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"schedule must be a Schedule, such as Schedule(decay='linear'), got {self.schedule!r}.")
+        if not isinstance(self.augmentation, Augmentation | None):
+            raise ValueError(f"augmentation must be an Augmentation or None, got {self.augmentation!r}.")
+        if not isinstance(self.validation_attack, Attack):
+            raise ValueError(f"validation_attack must be an attack, such as PGD(...), got {self.validation_attack!r}.")
+        if isinstance(self.validation_attack, NFGSM):
+            raise ValueError("validation_attack must stay in its ball, and NFGSM does not; use PGD.")
+
+    def num_steps(self, data: Data) -> int:
+        """Steps of the whole run on ``data``."""
+        per_epoch = data.steps_per_epoch(self.batch_size)
+        if self.max_steps is not None:
+            return self.max_steps
+        if per_epoch is None:
+            raise ValueError("expected max_steps for a streaming data set, whose length is unknown; got None.")
+        return self.epochs * per_epoch
