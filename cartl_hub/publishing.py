@@ -99,8 +99,8 @@ def publish(
 
     Raises:
         PublishError: If the folder is no whole model, the card's metadata is wrong, or the Hub refuses. No part of the model is
-            on the Hub then, but a repository or a branch that was made for it stays there, empty. The message holds the command
-            that tries again.
+            on the Hub then, but a repository or a branch that was made for it stays there without one. The message holds the
+            command that tries again.
     """
     folder = Path(folder)
     api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
@@ -118,21 +118,21 @@ def publish(
         + (["--message", commit_message] if commit_message else [])
     )
 
-    def full_id() -> str:
+    def find_id() -> str:
         with _kept(folder, repo_id, retry):
             return _full_id(repo_id, _user(api))
 
-    with _prepared(folder, full_id) as (prepared, repo_id):
-        with _kept(folder, repo_id, retry):
-            made = _make(api, repo_id, private)
-        left = f"The repository {repo_id} was made and stays there, empty unless the commit arrived." if made else ""
-        with _kept(folder, repo_id, retry, left):
+    with _prepared(folder, find_id) as (prepared, full_id):
+        with _kept(folder, full_id, retry):
+            made = _make(api, full_id, private)
+        left = f"The repository {full_id} was made and stays there, empty unless the commit arrived." if made else ""
+        with _kept(folder, full_id, retry, left):
             if revision not in (None, "main"):
-                retried(lambda: api.create_branch(repo_id, branch=str(revision), exist_ok=True))
+                retried(lambda: api.create_branch(full_id, branch=str(revision), exist_ok=True))
 
             def upload() -> CommitInfo:
                 return api.upload_folder(
-                    repo_id=repo_id,
+                    repo_id=full_id,
                     folder_path=prepared,
                     revision=revision,
                     create_pr=create_pr,
@@ -278,12 +278,12 @@ def _is_id(text: str) -> bool:
 
 
 @contextmanager
-def _prepared(folder: Path, full_id: Callable[[], str]) -> Iterator[tuple[Path, str]]:
+def _prepared(folder: Path, find_id: Callable[[], str]) -> Iterator[tuple[Path, str]]:
     """A temporary copy of what is published, whole and checked, and the id that its card names.
 
     Args:
         folder: Of the model.
-        full_id: Finds the id; called when all else has been checked.
+        find_id: Called when all else has been checked.
     """
     try:
         model = read_model(folder)
@@ -309,7 +309,7 @@ def _prepared(folder: Path, full_id: Callable[[], str]) -> Iterator[tuple[Path, 
         for path in target.iterdir():
             if path.name != WEIGHTS and _TOKEN.search(path.read_bytes()):
                 raise PublishError(f"{folder / path.name} holds what looks like a token of the Hub; remove it.")
-        repo_id = full_id()
+        repo_id = find_id()
         if generated:
             write_file(target / CARD, render_card(model, report=report, repo_id=repo_id))
         yield target, repo_id
