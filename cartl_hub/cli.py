@@ -505,7 +505,7 @@ def publish(
     from .publishing import publish as send
 
     if dry_run:
-        upload = plan(folder, to)
+        upload = plan(folder, to, revision=revision, create_pr=create_pr)
         typer.echo(f"To {upload.repo_id}, in one commit:")
         for name, size in upload.files.items():
             typer.echo(f"{size:>12,}  {name}")

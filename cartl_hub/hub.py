@@ -258,7 +258,7 @@ def http_reason(error: HfHubHTTPError) -> str:
     said = str(getattr(error, "server_message", None) or "").strip().rstrip(".")
     remedies = {
         401: "the token is not valid, `hf auth login` stores another",
-        403: "the token has no right to do this; log in with `hf auth login`, or set HF_TOKEN, to one that has",
+        403: "the token has no right to do this; log in with one that has (`hf auth login`, or HF_TOKEN)",
     }
     remedy = remedies.get(status, "" if said else "try again later")
     return f"it answered {status}" + (f" ({said})" if said else "") + (f"; {remedy}" if remedy else "")

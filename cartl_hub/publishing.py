@@ -104,12 +104,7 @@ def publish(
     """
     folder = Path(folder)
     api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
-    _check_repo_id(repo_id)
-    if create_pr and revision not in (None, "main"):
-        raise PublishError(
-            f"expected a branch or a pull request, got create_pr with the revision {revision!r}; leave one out, as the Hub opens "
-            "pull requests to main."
-        )
+    _check_target(repo_id, revision, create_pr)
     retry = shlex.join(
         ["cartl-hub", "publish", str(folder), "--to", repo_id]
         + ([] if private is None else ["--private" if private else "--public"])
@@ -144,14 +139,14 @@ def publish(
             return upload() if create_pr else retried(upload)
 
 
-def plan(folder: str | Path, repo_id: str) -> Upload:
-    """What :func:`publish` would send; nothing is sent.
+def plan(folder: str | Path, repo_id: str, *, revision: str | None = None, create_pr: bool = False) -> Upload:
+    """What :func:`publish` would send with the same arguments; nothing is sent.
 
     Raises:
         PublishError: If the folder can't be published.
     """
     folder = Path(folder)
-    _check_repo_id(repo_id)
+    _check_target(repo_id, revision, create_pr)
     with _prepared(folder, lambda: repo_id) as (prepared, _):
         files = {path.name: path.stat().st_size for path in sorted(prepared.iterdir())}
         metadata = ModelCard((prepared / CARD).read_text(encoding="utf-8")).data.to_dict()
@@ -174,7 +169,7 @@ def check_publishable(repo_id: str, card: str, *, private: bool | None = None, t
     Raises:
         PublishError: If not.
     """
-    _check_repo_id(repo_id)
+    _check_target(repo_id)
     _check_card(card)
     api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
     with _kept(None, repo_id, None):
@@ -236,11 +231,16 @@ def _full_id(repo_id: str, user: Mapping[str, Any]) -> str:
     return repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
 
 
-def _check_repo_id(repo_id: str) -> None:
+def _check_target(repo_id: str, revision: str | None = None, create_pr: bool = False) -> None:
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
         raise PublishError(f"expected a Hub id 'org/name': {error}") from error
+    if create_pr and revision not in (None, "main"):
+        raise PublishError(
+            f"expected a branch or a pull request, got create_pr with the revision {revision!r}; leave one out, as the Hub opens "
+            "pull requests to main."
+        )
 
 
 def _check_card(text: str) -> None:
@@ -316,7 +316,7 @@ def _prepared(folder: Path, find_id: Callable[[], str]) -> Iterator[tuple[Path, 
 
 
 def _read_card(path: Path) -> str | None:
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         return path.read_bytes().decode("utf-8-sig")  # the Hub finds no metadata behind a byte order mark

@@ -182,8 +182,9 @@ def test_an_empty_repository_that_stays_is_named(writer, folder):
 
 
 def test_a_pull_request_to_a_branch_is_refused_at_once(writer, folder):
-    with pytest.raises(PublishError, match="a branch or a pull request"):
-        publish(folder, ID, revision="dev", create_pr=True)
+    for act in (plan, publish):
+        with pytest.raises(PublishError, match="a branch or a pull request"):
+            act(folder, ID, revision="dev", create_pr=True)
     assert not writer.requests
 
 
