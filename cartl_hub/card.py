@@ -1,13 +1,16 @@
 """The model card: README.md of a model folder, with every figure from its report."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 
 from .blocks import list_blocks
+from .licences import LICENCES
 from .models import Classifier
 from .report import Report, eps_text
 
@@ -56,15 +59,21 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
     name = lineage.get("name", model.architecture)
     data, source, method = lineage.get("data", {}), lineage.get("source"), lineage.get("method", {})
     needs_import = hasattr(model.backbone, "model_args")  # registered with timm by this package
-    kind = "transfer" if source else "source"
+    kind, chance = "transfer" if source else "source", 1 / model.num_classes
+    low, high = report.robust.interval if report else (0.0, 1.0)
+    robust = low > chance
+    claims_robust = robust or (bool(lineage.get("threat_model")) and high > chance)
     card_data = ModelCardData(
         model_name=name,
-        license=lineage.get("licence"),
+        **_licence_metadata(lineage.get("licence")),
         library_name="cartl_hub" if needs_import else "timm",
         pipeline_tag="image-classification",
-        tags=["adversarial-robustness", "image-classification", "timm", "cartl_hub", f"cartl_hub-{kind}"],
-        datasets=[data["id"]] if "/" in str(data.get("id", "")) else None,
-        base_model=(source.get("hub_id") or source["id"]) if source and "/" in source.get("id", "") else None,
+        tags=[
+            *(["adversarial-robustness"] if claims_robust else []),
+            *("image-classification", "timm", "cartl_hub", f"cartl_hub-{kind}"),
+        ],
+        datasets=[data["id"]] if _is_hub_id(data.get("id")) else None,
+        base_model=next(filter(_is_hub_id, (source.get("hub_id"), source.get("id"))), None) if source else None,
         metrics=["accuracy"] if report else None,
         eval_results=_eval_results(report) if report else None,
     )
@@ -84,7 +93,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         source=_source_line(source),
         needs_import=needs_import,
         report=report,
-        robust=report is not None and report.robust.interval[0] > 1 / model.num_classes,  # better than guessing, under attack
+        robust=robust,
         command=(report.context.get("command") if report else None) or "cartl_hub.evaluate(model, data)",
         environment=_environment(report) if report else None,
         checks=_checks_lines(report) if report else [],
@@ -100,6 +109,24 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         percent=percent,
     )
     return card.content.rstrip() + "\n"
+
+
+def _is_hub_id(value: Any) -> bool:
+    """Whether it can be "org/name" on the Hub."""
+    try:
+        validate_repo_id(value)
+    except ValueError:
+        return False
+    return "/" in (value or "")
+
+
+def _licence_metadata(licence: Any) -> dict[str, Any]:
+    """A licence as the Hub knows it; one that it has no identifier for is "other" with a name."""
+    if not licence:
+        return {}
+    if (slug := re.sub(r"[^a-z0-9.+]+", "-", str(licence).lower()).strip("-")) in LICENCES:
+        return {"license": slug}
+    return {"license": "other"} | ({"license_name": slug} if slug else {})
 
 
 def percent(share: float) -> str:
@@ -217,8 +244,9 @@ def _lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
         if threat := lineage.get("threat_model"):
             lines.append(f"Trained for {threat['norm']} {eps_text(threat['norm'], threat['eps'])}, as the importer declared.")
         return lines
+    trained = "trained from a random start" if lineage.get("method") or data else "origin unknown"
     lines = [
-        f"Weights: {f'from {source}' if source else 'trained from a random start'}.",
+        f"Weights: {f'from {source}' if source else trained}.",
         f"Data: {describe_data(data)}{fingerprint}.",
     ]
     if lineage.get("versions"):

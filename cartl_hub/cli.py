@@ -174,6 +174,9 @@ def finetune(
         str | None,
         typer.Option(help="Publish as org/name on the Hub; the token is checked first.", rich_help_panel=RESULT),
     ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="--push-to: of a new repository.", rich_help_panel=RESULT)
+    ] = None,
 ) -> None:
     """Fine-tune a source on your images, measure clean and robust accuracy, write a model folder.
 
@@ -182,6 +185,8 @@ def finetune(
     from . import Augmentation, BatchNormPolicy, DataArguments, RobustFineTuner, TrainingArguments
 
     _refuse_options_of_other_methods(context, method)
+    if private is not None and push_to is None:
+        raise typer.BadParameter("--private and --public are of the repository of --push-to; add that, or leave them out.")
     tuner = RobustFineTuner(
         source,
         data,
@@ -203,6 +208,7 @@ def finetune(
         output_dir=output,
         push_to_hub=push_to is not None,
         hub_model_id=push_to,
+        hub_private_repo=private,
     )
     result = tuner.train()
     if result.stopped:
@@ -213,6 +219,8 @@ def finetune(
     folder = tuner.save()
     _show(report.summary())
     typer.echo(f"\nModel, card and report: {folder}\nReport to read: {folder / 'report.html'}")
+    if tuner.commit:
+        typer.echo(f"Published: {tuner.commit.commit_url}")
     typer.echo(f"Use it: cartl-hub predict {folder} PICTURE")
 
 
@@ -494,7 +502,7 @@ def publish(
     from .publishing import publish as send
 
     if dry_run:
-        upload = plan(folder, to)
+        upload = plan(folder, to, revision=revision, create_pr=create_pr)
         typer.echo(f"To {upload.repo_id}, in one commit:")
         for name, size in upload.files.items():
             typer.echo(f"{size:>12,}  {name}")
@@ -504,7 +512,10 @@ def publish(
         typer.echo("\nNothing was sent.")
         return
     commit = send(folder, to, private=private, revision=revision, create_pr=create_pr, commit_message=message)
-    typer.echo(f"Published: {commit.pr_url or commit.commit_url}")
+    if create_pr and commit.pr_url is None:
+        typer.echo(f"Nothing differs from {commit.commit_url}: no pull request was opened.")
+    else:
+        typer.echo(f"Published: {commit.pr_url or commit.commit_url}")
 
 
 @app.command(
@@ -637,9 +648,16 @@ def _show(renderable: Any) -> None:
 
 
 def _command() -> str:
+    """What was typed, for cards and reports, where the folders of this machine are of no use to anybody."""
     import shlex
 
-    return shlex.join(["cartl-hub", *sys.argv[1:]])
+    return shlex.join(["cartl-hub", *map(_without_folder, sys.argv[1:])])
+
+
+def _without_folder(argument: str) -> str:
+    """The last part of an absolute path, also behind ``--option=``; anything else as it is."""
+    option, separator, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return option + separator + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def main() -> None:

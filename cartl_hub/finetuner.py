@@ -52,6 +52,7 @@ class RobustFineTuner:
         push_to_hub: Publish the model whenever :meth:`save` writes it. Token, rights and card are checked here.
         hub_model_id: "org/name" to publish as; by default the model's name, in the user's own namespace.
         hub_token: By default the stored one.
+        hub_private_repo: For a new repository; by default what the organisation has set. An existing one must be so already.
 
     Raises:
         ModelError: If the source can't be loaded.
@@ -75,6 +76,7 @@ class RobustFineTuner:
         push_to_hub: bool = False,
         hub_model_id: str | None = None,
         hub_token: str | None = None,
+        hub_private_repo: bool | None = None,
     ):
         self.method = method or NEFT(num_blocks=4, beta=0.4)
         self.bn, self.arguments = bn or BatchNormPolicy(), arguments or TrainingArguments()
@@ -98,9 +100,13 @@ class RobustFineTuner:
         self.report: Report | None = None
         self._licence = self.model.lineage.get("licence") or self.model.backbone.pretrained_cfg.get("license")
         self.model.lineage = self._lineage(None)
+        self.commit: CommitInfo | None = None  # of the last time that it was published
         self.hub_model_id, self._hub_token, self._push = hub_model_id, hub_token, push_to_hub
+        self._private = hub_private_repo
         if push_to_hub:
-            self.hub_model_id = check_publishable(hub_model_id or self.name, render_card(self.model), token=hub_token)
+            self.hub_model_id = check_publishable(
+                hub_model_id or self.name, render_card(self.model), private=hub_private_repo, token=hub_token
+            )
 
     @property
     def notes(self) -> list[str]:
@@ -173,7 +179,7 @@ class RobustFineTuner:
         """
         target = self._save(folder)
         if self._push and is_main_process():
-            publish(target, str(self.hub_model_id), token=self._hub_token)
+            self.commit = publish(target, str(self.hub_model_id), private=self._private, token=self._hub_token)
         return target
 
     def push_to_hub(
@@ -192,7 +198,7 @@ class RobustFineTuner:
 
         Args:
             repo_id: "org/name", made where it doesn't exist; by default the ``hub_model_id`` of the fine-tuner.
-            private: For a new repository; by default what the organisation has set.
+            private: For a new repository; by default the ``hub_private_repo`` of the fine-tuner.
             revision: Branch; made where it doesn't exist.
             create_pr: Open a pull request instead.
             commit_message: "Upload" and the name by default.
@@ -206,15 +212,16 @@ class RobustFineTuner:
             raise PublishError("expected a Hub id 'org/name' to publish as, got none; pass repo_id.")
         if not is_main_process():
             return None
-        return publish(
+        self.commit = publish(
             self._save(),
             repo_id,
-            private=private,
+            private=self._private if private is None else private,
             revision=revision,
             create_pr=create_pr,
             commit_message=commit_message or f"Upload {self.name}",
             token=token or self._hub_token,
         )
+        return self.commit
 
     def _save(self, folder: str | Path | None = None) -> Path:
         target = Path(folder) if folder is not None else self.output_dir / "model"

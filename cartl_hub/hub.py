@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -210,7 +211,7 @@ def _incomplete(repo_id: str, folder: Path, client: Mapping[str, Any]) -> str:
     if pickles := sorted(name for name in names if name.endswith(_PICKLES)):
         return start + (
             f"{', '.join(pickles[:3])}, which can run code when it is read; convert it once: "
-            f"cartl-hub import {repo_id}/{pickles[0]}"
+            + shlex.join(["cartl-hub", "import", f"{repo_id}/{pickles[0]}", "--to", repo_id.rpartition("/")[2]])
         )
     return start + f"{', '.join(sorted(names)[:5]) or 'no files'}."
 
@@ -219,35 +220,48 @@ def _incomplete(repo_id: str, folder: Path, client: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def explained(what: str, revision: str | None = None) -> Iterator[None]:
-    """Errors of the Hub's client as a :class:`ModelError` that says what to do."""
+def explained(what: str, revision: str | None = None, *, act: str = "had from the Hub") -> Iterator[None]:
+    """Errors of the Hub's client as a :class:`ModelError` that says what to do.
+
+    Args:
+        what: That was asked for.
+        revision: Of it.
+        act: What can't be done with it, for the message.
+    """
+    start = f"{what} can't be {act}: "
     try:
         yield
     except GatedRepoError as error:
         reason = "its authors ask for consent; give it on its page on the Hub, and log in with `hf auth login`"
-        raise ModelError(f"{what} can't be had from the Hub: {reason}.") from error
+        raise ModelError(f"{start}{reason}.") from error
     except RepositoryNotFoundError as error:
         reason = "there is no such repository, or it is private; check the name, and log in with `hf auth login` if it is yours"
-        raise ModelError(f"{what} can't be had from the Hub: {reason}.") from error
+        raise ModelError(f"{start}{reason}.") from error
     except RevisionNotFoundError as error:
         raise ModelError(f"{what} has no commit, branch or tag {revision!r} on the Hub.") from error
-    except (LocalEntryNotFoundError, RevisionResolutionError, OfflineModeIsEnabled) as error:
+    except OfflineModeIsEnabled as error:
+        raise ModelError(f"{start}HF_HUB_OFFLINE is set, so that the Hub is not to be asked; unset it.") from error
+    except (LocalEntryNotFoundError, RevisionResolutionError) as error:
         reason = "the Hub can't be reached, or is not to be asked, and the cache holds no copy; connect once, or pass a folder"
-        raise ModelError(f"{what} can't be had: {reason}.") from error
+        raise ModelError(f"{start}{reason}.") from error
     except HFValidationError as error:
-        raise ModelError(f"{what} can't be had from the Hub: {error}") from error
+        raise ModelError(f"{start}{error}") from error
     except HfHubHTTPError as error:
-        raise ModelError(f"{what} can't be had from the Hub: {http_reason(error)}.") from error
+        raise ModelError(f"{start}{http_reason(error)}.") from error
     except (HTTPError, EntryNotFoundError, OSError, RuntimeError, *_GARBLED) as error:
-        raise ModelError(f"{what} can't be had from the Hub: {type(error).__name__}: {error}; try again.") from error
+        raise ModelError(f"{start}{type(error).__name__}: {error}; try again.") from error
 
 
 def http_reason(error: HfHubHTTPError) -> str:
-    """Status and the server's own words."""
+    """Status, the server's own words, and what to do."""
     status = error.response.status_code
-    words = {401: "the token is not valid, `hf auth login` stores another", 403: "the token has no right to do this"}
-    said = str(getattr(error, "server_message", None) or words.get(status, "try again later"))
-    return f"it answered {status} ({said.strip().rstrip('.')})"
+    said = str(getattr(error, "server_message", None) or "").strip().rstrip(".")
+    remedies = {
+        401: "the token is not valid, `hf auth login` stores another",
+        403: "the token has no right to do this; log in with one that has (`hf auth login`, or HF_TOKEN)",
+    }
+    remedy = remedies.get(status, "" if said else "try again later")
+    return f"it answered {status}" + (f" ({said})" if said else "") + (f"; {remedy}" if remedy else "")
 
 
 def retried(call: Callable[[], T]) -> T:
@@ -376,10 +390,13 @@ def list_sources(
 
 def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = None, revision: str | None = None) -> SourceInfo:
     config = read_config(folder)
-    lineage = config.get("cartl_hub", {}).get("lineage", {})
+    own = config.get("cartl_hub", {})
+    lineage = own.get("lineage", {})
     with torch.device("meta"):
         backbone = build_model(config).backbone
     report = read_report(folder)
+    if report and report.context.get("weights_sha256", own.get("weights_sha256")) != own.get("weights_sha256"):
+        report = None  # of other weights
     attack = next((name for name in ("PGD-20", "PGD-100") if report and name in report.attacks), None)
     if size is None:
         size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0

@@ -5,14 +5,15 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelInfo
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
@@ -22,12 +23,28 @@ from .card import render_card
 from .files import sha256, write_file
 from .folder import CARD, CONFIG, WEIGHTS, ModelError, read_model, read_report
 from .hub import LIBRARY, explained, retried
+from .licences import LICENCES
 from .report import FILES
 
 PUBLISHED = (WEIGHTS, CONFIG, CARD, *FILES, "losses.csv", "recipe.yaml")
-PICTURES = (".png", ".svg")
+PICTURES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
+_LOADED_ID = re.compile(r'load_model\("([^"]+)"\)')
+_LINK = re.compile(r"""(?:\]\(|src=["'])<?(?:\./)?([^)\s"'>]+)""")  # of Markdown and of HTML
+_METADATA = {  # kinds of the card's entries that the Hub checks
+    "license": (str, list),
+    "license_name": (str,),
+    "license_link": (str,),
+    "library_name": (str,),
+    "pipeline_tag": (str,),
+    "base_model_relation": (str,),
+    "language": (str, list),
+    "tags": (list,),
+    "metrics": (str, list),
+    "datasets": (str, list),
+    "base_model": (str, list),
+}
 
 
 class PublishError(ModelError):
@@ -65,71 +82,85 @@ def publish(
 ) -> CommitInfo:
     """Put a model folder on the Hub in one commit; the folder stays as it is.
 
-    The card is written anew for ``repo_id``, unless it was edited by hand.
+    The card is written anew for ``repo_id``, unless it was edited by hand. Files of an earlier version that this one lacks, such
+    as its report, are removed; what others have put there stays.
 
     Args:
         folder: That :func:`save_model`, ``RobustFineTuner.save`` or ``pretrain`` wrote.
         repo_id: "org/name", or a name in the user's own namespace; made where it doesn't exist.
-        private: For a new repository; by default what the organisation has set.
+        private: For a new repository; by default what the organisation has set. An existing one must be so already.
         revision: Branch; made where it doesn't exist.
-        create_pr: Open a pull request instead.
+        create_pr: Open a pull request to the main branch instead.
         commit_message: "Upload" and the model's name by default.
         token: By default the stored one.
 
+    Returns:
+        The commit; without a new one, the last one, and no ``pr_url``, where nothing differs.
+
     Raises:
-        PublishError: If the folder is no whole model, the card's metadata is wrong, or the Hub refuses; nothing is half done
-            then, and the message holds the command that tries again.
+        PublishError: If the folder is no whole model, the card's metadata is wrong, or the Hub refuses. No part of the model is
+            on the Hub then, but a repository or a branch that was made for it stays there without one. The message holds the
+            command that tries again.
     """
     folder = Path(folder)
     api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
-    _check_repo_id(repo_id)
+    _check_target(repo_id, revision, create_pr)
     retry = shlex.join(
         ["cartl-hub", "publish", str(folder), "--to", repo_id]
-        + (["--private"] if private else [])
+        + ([] if private is None else ["--private" if private else "--public"])
         + (["--revision", revision] if revision else [])
         + (["--create-pr"] if create_pr else [])
+        + (["--message", commit_message] if commit_message else [])
     )
-    with _kept(folder, repo_id, retry):
-        full_id = repo_id if "/" in repo_id else _full_id(repo_id, _user(api))
-    with _prepared(folder, full_id) as prepared, _kept(folder, full_id, retry):
-        retried(lambda: api.create_repo(full_id, private=private, exist_ok=True))
-        if revision not in (None, "main") and not create_pr:
-            retried(lambda: api.create_branch(full_id, branch=str(revision), exist_ok=True))
 
-        def upload() -> CommitInfo:
-            return api.upload_folder(
-                repo_id=full_id,
-                folder_path=prepared,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or f"Upload {folder.resolve().name}",
-            )
+    def find_id() -> str:
+        with _kept(folder, repo_id, retry):
+            return _full_id(repo_id, _user(api))
 
-        # a commit whose reply was lost is found done by the second attempt; a second pull request would be one too many
-        return upload() if create_pr else retried(upload)
+    with _prepared(folder, find_id) as (prepared, full_id):
+        with _kept(folder, full_id, retry):
+            made = _make(api, full_id, private)
+        left = f"The repository {full_id} was made and stays there, empty unless the commit arrived." if made else ""
+        with _kept(folder, full_id, retry, left):
+            if revision not in (None, "main"):
+                retried(lambda: api.create_branch(full_id, branch=str(revision), exist_ok=True))
+
+            def upload() -> CommitInfo:
+                return api.upload_folder(
+                    repo_id=full_id,
+                    folder_path=prepared,
+                    revision=revision,
+                    create_pr=create_pr,
+                    commit_message=commit_message or f"Upload {folder.resolve().name}",
+                    delete_patterns=list(PUBLISHED),
+                )
+
+            # a commit whose reply was lost is found done by the second attempt; a second pull request would be one too many
+            return upload() if create_pr else retried(upload)
 
 
-def plan(folder: str | Path, repo_id: str) -> Upload:
-    """What :func:`publish` would send; nothing is sent.
+def plan(folder: str | Path, repo_id: str, *, revision: str | None = None, create_pr: bool = False) -> Upload:
+    """What :func:`publish` would send with the same arguments; nothing is sent.
 
     Raises:
         PublishError: If the folder can't be published.
     """
     folder = Path(folder)
-    _check_repo_id(repo_id)
-    with _prepared(folder, repo_id) as prepared:
+    _check_target(repo_id, revision, create_pr)
+    with _prepared(folder, lambda: repo_id) as (prepared, _):
         files = {path.name: path.stat().st_size for path in sorted(prepared.iterdir())}
         metadata = ModelCard((prepared / CARD).read_text(encoding="utf-8")).data.to_dict()
     left_out = tuple(sorted(path.name for path in folder.iterdir() if path.name not in files))
     return Upload(repo_id=repo_id, folder=folder, files=files, left_out=left_out, metadata=metadata)
 
 
-def check_publishable(repo_id: str, card: str, *, token: str | bool | None = None) -> str:
+def check_publishable(repo_id: str, card: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
     """That a model could be published: id, card, token, and the right to write; nothing is made or changed.
 
     Args:
         repo_id: "org/name", or a name in the user's own namespace.
         card: Text of its README.md.
+        private: As for :func:`publish`.
         token: By default the stored one.
 
     Returns:
@@ -138,7 +169,7 @@ def check_publishable(repo_id: str, card: str, *, token: str | bool | None = Non
     Raises:
         PublishError: If not.
     """
-    _check_repo_id(repo_id)
+    _check_target(repo_id)
     _check_card(card)
     api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
     with _kept(None, repo_id, None):
@@ -154,7 +185,34 @@ def check_publishable(repo_id: str, card: str, *, token: str | bool | None = Non
                 raise PublishError(
                     f"expected a repository of {' or '.join(namespaces)}, for whom this token can write, got {repo_id!r}."
                 ) from None
+        _check_visibility(_find(api, repo_id), private)
     return repo_id
+
+
+def _make(api: HfApi, repo_id: str, private: bool | None) -> bool:
+    """Make the repository unless it exists; whether it was made."""
+    found = _find(api, repo_id)
+    _check_visibility(found, private)
+    if found is None:
+        retried(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    return found is None
+
+
+def _find(api: HfApi, repo_id: str) -> ModelInfo | None:
+    try:
+        return retried(lambda: api.model_info(repo_id))
+    except RepositoryNotFoundError:
+        return None
+
+
+def _check_visibility(found: ModelInfo | None, private: bool | None) -> None:
+    if found is None or private is None or found.private == private:
+        return
+    wanted, got = ("private", "public") if private else ("public", "private")
+    raise PublishError(
+        f"expected {found.id} to be {wanted}, got a repository that exists and is {got}; change that in its settings on the Hub, "
+        f"or publish without asking for a {wanted} one."
+    )
 
 
 def _user(api: HfApi) -> dict[str, Any]:
@@ -173,11 +231,16 @@ def _full_id(repo_id: str, user: Mapping[str, Any]) -> str:
     return repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
 
 
-def _check_repo_id(repo_id: str) -> None:
+def _check_target(repo_id: str, revision: str | None = None, create_pr: bool = False) -> None:
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
         raise PublishError(f"expected a Hub id 'org/name': {error}") from error
+    if create_pr and revision not in (None, "main"):
+        raise PublishError(
+            f"expected a branch or a pull request, got create_pr with the revision {revision!r}; leave one out, as the Hub opens "
+            "pull requests to main."
+        )
 
 
 def _check_card(text: str) -> None:
@@ -188,15 +251,40 @@ def _check_card(text: str) -> None:
         data = (yaml.safe_load(head.group(2)) if head else None) or {}
     except (ValueError, yaml.YAMLError) as error:
         raise PublishError(f"expected metadata in YAML at the head of {CARD}: {error}") from error
-    for key, kinds in (("license", (str,)), ("tags", (list,)), ("datasets", (list, str)), ("base_model", (list, str))):
+    for key, kinds in _METADATA.items():
         value = data.get(key)
-        if value is not None and not isinstance(value, kinds):
-            raise PublishError(f"expected {' or '.join(kind.__name__ for kind in kinds)} for {key!r} in {CARD}, got {value!r}.")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        if not isinstance(value, kinds) or not all(isinstance(item, str) for item in values):
+            names = " or ".join({str: "string", list: "list of strings"}[kind] for kind in kinds)
+            raise PublishError(f"expected a {names} for {key!r} in {CARD}, got {value!r}.")
+        for item in values:
+            if key in ("datasets", "base_model") and not _is_id(item):
+                raise PublishError(f"expected ids of the Hub for {key!r} in {CARD}, got {item!r}; leave it out.")
+            if key == "license" and item not in LICENCES:
+                raise PublishError(
+                    f"expected a licence that the Hub knows, e.g. mit, for 'license' in {CARD}, got {item!r}; write other, and "
+                    "its name as license_name."
+                )
+
+
+def _is_id(text: str) -> bool:
+    try:
+        validate_repo_id(text)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager
-def _prepared(folder: Path, repo_id: str) -> Iterator[Path]:
-    """A temporary copy of what is published, whole and checked."""
+def _prepared(folder: Path, find_id: Callable[[], str]) -> Iterator[tuple[Path, str]]:
+    """A temporary copy of what is published, whole and checked, and the id that its card names.
+
+    Args:
+        folder: Of the model.
+        find_id: Called when all else has been checked.
+    """
     try:
         model = read_model(folder)
         report = read_report(folder)
@@ -205,23 +293,43 @@ def _prepared(folder: Path, repo_id: str) -> Iterator[Path]:
     measured = None if report is None else report.context.get("weights_sha256")
     if measured is not None and measured != sha256(folder / WEIGHTS):
         raise PublishError(f"expected a report of the weights in {folder}, got one of others; evaluate them again.")
+    card = _read_card(folder / CARD)
+    loaded = _LOADED_ID.search(card or "")
+    generated = card is None or (loaded and card == render_card(model, report=report, repo_id=loaded[1]))
+    if card is None:
+        card = render_card(model, report=report)
+    _check_card(card)
     with tempfile.TemporaryDirectory(prefix="cartl_hub-") as temporary:
         target = Path(temporary)
-        for path in sorted(folder.iterdir()):
-            if path.name not in PUBLISHED and path.suffix not in PICTURES:
-                continue
+        for path in _sent(folder, card):
             if path.is_symlink() or not path.is_file():
                 raise PublishError(f"expected files in {folder}, got {path.name}, which is a link or a folder; put a copy there.")
             _copy(path, target / path.name)
-        card = folder / CARD
-        given = card.read_text(encoding="utf-8") if card.exists() else None
-        if given is None or given == render_card(model, report=report):
-            write_file(target / CARD, render_card(model, report=report, repo_id=repo_id))
-        _check_card((target / CARD).read_text(encoding="utf-8"))
+        write_file(target / CARD, card)
         for path in target.iterdir():
             if path.name != WEIGHTS and _TOKEN.search(path.read_bytes()):
                 raise PublishError(f"{folder / path.name} holds what looks like a token of the Hub; remove it.")
-        yield target
+        repo_id = find_id()
+        if generated:
+            write_file(target / CARD, render_card(model, report=report, repo_id=repo_id))
+        yield target, repo_id
+
+
+def _read_card(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # the Hub finds no metadata behind a byte order mark
+    except UnicodeDecodeError as error:
+        raise PublishError(
+            f"expected UTF-8 in {path}: {error}; save it as UTF-8, or remove it to have it written anew."
+        ) from error
+
+
+def _sent(folder: Path, card: str) -> list[Path]:
+    """What belongs to the model: files that this library writes, and pictures that the card shows."""
+    shown = {unquote(link) for link in _LINK.findall(card) if Path(link).suffix.lower() in PICTURES}
+    return [path for path in sorted(folder.iterdir()) if path.name in {*PUBLISHED, *shown} and not path.name.startswith(".")]
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -233,13 +341,16 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _kept(folder: Path | None, repo_id: str, retry: str | None) -> Iterator[None]:
-    """Errors of the Hub's client, with where the model lies and how to go on."""
+def _kept(folder: Path | None, repo_id: str, retry: str | None, left: str = "") -> Iterator[None]:
+    """Errors of the Hub's client, with what stays on the Hub, where the model lies and how to go on."""
     try:
-        with explained(f"the repository {repo_id!r}"):
+        with explained(f"the model {repo_id!r}", act="published on the Hub"):
             yield
-    except PublishError:
-        raise
     except ValueError as error:
-        again = "" if retry is None else f" Nothing was lost: the model is in {folder}. To try again: {retry}"
-        raise PublishError(f"{error}{again}") from error
+        said = (
+            str(error).strip() if isinstance(error, ModelError) else f"the model {repo_id!r} can't be published: {error}".strip()
+        )
+        parts = [said if said.endswith((".", "!", "?")) else f"{said}."]
+        if retry is not None:
+            parts += [left, f"Nothing was lost: the model is in {folder}. To try again: {retry}"]
+        raise PublishError(" ".join(filter(None, parts))) from error

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import cartl_hub
 from cartl_hub import ModelError, load_model, save_model
-from cartl_hub.cli import _plain, app
+from cartl_hub.cli import _command, _plain, app
 from cartl_hub.testing import LocalHub
 
 COMMANDS = ("finetune", "evaluate", "compare", "predict", "pretrain", "blocks", "sources", "publish", "import", "card")
@@ -89,12 +89,22 @@ def test_publish_and_find(source, photos, tmp_path):
         sent = run("publish", source, "--to", "org/toy", "--message", "First", "--private")
         assert sent.output == f"Published: {hub.endpoint}/org/toy/commit/{hub.commits('org/toy')[0].oid}\n"
         assert (hub.commits("org/toy")[0].title, hub.repo("org/toy").private) == ("First", True)
+        assert "Nothing differs" in run("publish", source, "--to", "org/toy", "--create-pr").output
         assert "org/toy" in run("sources", "--author", "org").output
         options = ["--num-blocks", 1, "--epochs", 1, "--batch-size", 4, "--precision", "fp32", "--num-images", 2]
-        tuned = run("finetune", "org/toy", photos, *options, "--output", tmp_path / "run", "--push-to", "org/tuned")
+        tuned = run("finetune", "org/toy", photos, *options, "--output", tmp_path / "run", "--push-to", "org/tuned", "--private")
         assert tuned.exit_code == 0, tuned.output
+        assert f"Published: {hub.endpoint}/org/tuned/commit/{hub.commits('org/tuned')[0].oid}\n" in tuned.output
+        assert hub.repo("org/tuned").private
         assert hub.files("org/tuned")["model.safetensors"] == (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+        assert "--private and --public are of" in run("finetune", "org/toy", photos, "--private").output
         assert "base_model: org/toy" in hub.files("org/tuned")["README.md"].decode()
+
+
+def test_commands_in_cards_hold_no_folders_of_this_machine(monkeypatch):
+    arguments = ["finetune", "org/toy", "/home/me/my photos", "--output=/home/me/run", "runs/a", "--eps", "8/255"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/cartl-hub", *arguments])
+    assert _command() == "cartl-hub finetune org/toy 'my photos' --output=run runs/a --eps 8/255"
 
 
 def test_import_from_a_file_and_from_the_hub(tmp_path):

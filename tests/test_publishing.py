@@ -13,6 +13,7 @@ import timm
 import torch
 from conftest import make_model, toy_data
 from huggingface_hub import HfApi, ModelCard
+from reports import make_report
 from safetensors.torch import load
 
 import cartl_hub
@@ -34,7 +35,9 @@ from cartl_hub import hub as hub_module
 from cartl_hub.card import render_card
 from cartl_hub.folder import CARD, CONFIG, WEIGHTS
 from cartl_hub.publishing import check_publishable, plan
+from cartl_hub.report.results import WorstCase
 from cartl_hub.testing import Fault, LocalHub
+from cartl_hub.testing.metadata import card_errors
 
 ID = "org/wrn10_1.toy"
 
@@ -110,7 +113,7 @@ def test_what_is_published_loads_from_the_hub(writer, folder):
 def test_metadata_of_the_card_is_what_the_hub_indexes(writer, folder):
     publish(folder, ID)
     info = HfApi().model_info(ID)
-    assert {"adversarial-robustness", "cartl_hub", "timm", "dataset:org/toys", "license:mit"} <= set(info.tags)
+    assert {"cartl_hub", "timm", "dataset:org/toys", "license:mit"} <= set(info.tags)
     assert (info.library_name, info.pipeline_tag) == ("cartl_hub", "image-classification")
     results = {result.metric_name: result.metric_value for result in info.card_data.eval_results}
     report = json.loads((folder / "report.json").read_text())
@@ -134,6 +137,57 @@ def test_publishing_twice_makes_no_second_commit(writer, folder):
     assert len(writer.commits(ID)) == 2
 
 
+def test_what_an_earlier_version_left_is_removed(writer, folder):
+    (folder / "losses.csv").write_text("step\n")
+    publish(folder, ID)
+    writer.edit(ID, {"notes.txt": "by hand", "old/report.json": "{}"})
+    model = make_model("wrn10_1")
+    publish(save_model(model, folder.parent / "new", card=render_card(model)), ID)
+    assert writer.files(ID).keys() == {WEIGHTS, CONFIG, CARD, "notes.txt", "old/report.json"}
+    assert len(writer.commits(ID)) == 4
+
+
+def test_a_card_names_the_repository_that_it_is_in(writer, folder):
+    publish(folder, "org/first")
+    copy = folder.parent / "copy"
+    copy.mkdir()
+    for name, content in writer.files("org/first").items():
+        (copy / name).write_bytes(content)
+    publish(copy, "org/second")
+    assert 'load_model("org/second")' in writer.files("org/second")[CARD].decode()
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_an_existing_repository_must_be_as_private_as_asked(writer, folder, private):
+    writer.add_repo(ID, private=not private)
+    wanted, got = ("private", "public") if private else ("public", "private")
+    message = f"expected {ID} to be {wanted}, got a repository that exists and is {got}; change"
+    for act in (lambda: publish(folder, ID, private=private), lambda: check_publishable(ID, "", private=private)):
+        with pytest.raises(PublishError, match=message):
+            act()
+    assert len(writer.commits(ID)) == 1
+    publish(folder, ID, private=not private)
+
+
+def test_an_empty_repository_that_stays_is_named(writer, folder):
+    refused = Fault(kind="status", status=400, path="*/commit/*", times=math.inf)
+    for left in (f"The repository {ID} was made and stays there, empty", ""):
+        with (
+            writer.fault(refused),
+            pytest.raises(PublishError, match=rf"answered 400.*\. {left}.*--message 'Two words'") as caught,
+        ):
+            publish(folder, ID, commit_message="Two words")
+        assert ("was made" in str(caught.value)) == bool(left)
+    assert not writer.files(ID)
+
+
+def test_a_pull_request_to_a_branch_is_refused_at_once(writer, folder):
+    for act in (plan, publish):
+        with pytest.raises(PublishError, match="a branch or a pull request"):
+            act(folder, ID, revision="dev", create_pr=True)
+    assert not writer.requests
+
+
 def test_private_branch_and_pull_request(writer, folder):
     publish(folder, ID, private=True, revision="dev", commit_message="Try")
     assert writer.repo(ID).private
@@ -154,14 +208,19 @@ def test_a_name_alone_goes_to_the_users_namespace(writer, folder):
 def test_only_what_belongs_to_a_model_is_sent(writer, folder):
     (folder / "optimizer.pt").write_bytes(b"state")
     (folder / ".env").write_text("SECRET=1")
+    for name in (".hidden.png", "shown.jpg", "other.png"):
+        (folder / name).write_bytes(b"picture")
+    with open(folder / CARD, "a") as card:
+        card.write("\n![of mine](./shown.jpg) ![no](.hidden.png)\n")
     upload = plan(folder, ID)
     assert not writer.requests  # a plan asks nobody
-    assert upload.left_out == (".env", "optimizer.pt")
+    assert upload.left_out == (".env", ".hidden.png", "optimizer.pt", "other.png")
     assert upload.metadata["library_name"] == "cartl_hub"
     publish(folder, ID)
     sent = {name: len(content) for name, content in writer.files(ID).items()}
     assert upload.files == sent
-    assert not {"optimizer.pt", ".env"} & sent.keys()
+    assert "shown.jpg" in sent
+    assert not {"optimizer.pt", ".env", ".hidden.png", "other.png"} & sent.keys()
 
 
 @pytest.mark.parametrize("name", ["report.json", "recipe.yaml"])
@@ -189,7 +248,7 @@ def test_a_link_is_not_followed(writer, folder, tmp_path):
         (lambda folder: (folder / CONFIG).unlink(), "config.json"),
         (lambda folder: (folder / "report.json").write_text("{}"), "report"),
         (lambda folder: (folder / CARD).write_text("---\nlicense: [a, b\n---\n"), "YAML"),
-        (lambda folder: (folder / CARD).write_text("---\ntags: robust\n---\n"), "expected list for 'tags'"),
+        (lambda folder: (folder / CARD).write_bytes(b"\xff\xfe"), r"expected UTF-8 in .*README\.md: .*save it as UTF-8"),
     ],
 )
 def test_what_is_not_a_whole_model_is_not_sent(writer, folder, change, message):
@@ -199,13 +258,114 @@ def test_what_is_not_a_whole_model_is_not_sent(writer, folder, change, message):
     assert not writer.requests
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("tags: robust", "expected a list of strings for 'tags'"),
+        ("tags: [1]", "expected a list of strings for 'tags'"),
+        ("language: no", "expected a string or list of strings for 'language'"),
+        ("pipeline_tag: [image-classification]", "expected a string for 'pipeline_tag'"),
+        ("base_model: two words", "expected ids of the Hub for 'base_model'"),
+        ("datasets: [org/fine, a/b/c]", "expected ids of the Hub for 'datasets' .* got 'a/b/c'"),
+        ("license: my own", "expected a licence that the Hub knows.* license_name"),
+    ],
+)
+def test_metadata_that_the_hub_would_refuse(writer, folder, metadata, message):
+    card = f"---\n{metadata}\n---\n# A model\n"
+    (folder / CARD).write_text(card)
+    for act in (lambda: plan(folder, ID), lambda: publish(folder, ID), lambda: check_publishable(ID, card)):
+        with pytest.raises(PublishError, match=message):
+            act()
+    assert not writer.requests
+
+
+def test_a_byte_order_mark_is_left_out(writer, folder):
+    text = "---\nlicense: mit\n---\n# Mine\n"
+    (folder / CARD).write_text(text, encoding="utf-8-sig")
+    assert plan(folder, ID).metadata == {"license": "mit"}
+    publish(folder, ID)
+    assert writer.files(ID)[CARD].decode() == text
+
+
+def test_words_of_the_server_end_in_a_full_stop(writer, folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ValueError('"language" must be a string')
+
+    monkeypatch.setattr(HfApi, "upload_folder", refuse)
+    with pytest.raises(PublishError, match=r'be published: "language" must be a string\. The .*\. Nothing was lost'):
+        publish(folder, ID)
+
+
+# Card
+
+
+@pytest.mark.parametrize(
+    ("lineage", "expected"),
+    [
+        ({}, {"license": None, "datasets": None}),
+        ({"licence": "MIT", "data": {"id": "org/toys"}}, {"license": "mit", "datasets": ["org/toys"]}),
+        ({"licence": "My own, v2", "data": {"id": "data/my photos"}}, {"license": "other", "license_name": "my-own-v2"}),
+        ({"data": {"id": "/data/photos"}}, {"datasets": None}),
+        ({"source": {"id": "org/first"}}, {"base_model": "org/first"}),
+        ({"source": {"id": "timm/resnet18", "hub_id": "timm/resnet18.a1_in1k"}}, {"base_model": "timm/resnet18.a1_in1k"}),
+        ({"source": {"id": "runs/my model"}}, {"base_model": None, "datasets": None}),
+    ],
+)
+def test_metadata_holds_what_the_hub_knows(wrn, lineage, expected):
+    wrn.lineage = lineage
+    card = render_card(wrn)
+    data = ModelCard(card).data
+    assert {key: data.get(key) for key in expected} == expected
+    assert not card_errors(card)
+
+
+@pytest.mark.parametrize(
+    ("threat", "robust_correct", "tagged"),
+    [
+        (None, None, False),
+        (None, 1, False),
+        (None, 38, True),
+        ({"norm": "Linf", "eps": 8 / 255}, None, True),
+        ({"norm": "Linf", "eps": 8 / 255}, 0, False),
+    ],
+)
+def test_only_robust_models_are_tagged_so(wrn, threat, robust_correct, tagged):
+    wrn.lineage = {"threat_model": threat}
+    worst = {"Linf 8/255": WorstCase(robust_correct or 0, 40, "Linf", 8 / 255, ("FGSM",))}
+    card = render_card(wrn, report=None if robust_correct is None else make_report(worst_case=worst))
+    assert ("adversarial-robustness" in ModelCard(card).data.tags) == tagged
+
+
+@pytest.mark.parametrize(
+    ("lineage", "origin"),
+    [
+        ({}, "origin unknown"),
+        ({"method": {"name": "FDM"}}, "trained from a random start"),
+        ({"method": {"name": "NEFT"}, "source": {"id": "org/first"}}, "from `org/first`"),
+    ],
+)
+def test_a_card_says_where_weights_and_package_come_from(wrn, lineage, origin):
+    wrn.lineage = lineage
+    assert f"Weights: {origin}." in render_card(wrn)
+    assert "pip install cartl-hub" in render_card(wrn)
+
+
+# Rights
+
+
 def test_no_token_and_wrong_rights(hub, folder):
     retry = f"To try again: cartl-hub publish {folder} --to {ID}"
-    for token, reason in ((None, "log in"), ("hf_unknown", "401"), (hub.read_token, "403")):
+    hub.add_repo("others/toy")
+    for token, repo_id, reason in (
+        (None, ID, "got none; log in"),
+        ("hf_unknown", ID, "refuses; log in"),
+        (hub.read_token, ID, r"can't be published on the Hub: it answered 403 \(you don't .*\); .* log in"),
+        (hub.write_token, "others/toy", r"can't be published on the Hub: it answered 403 \(you don't .*\); .* log in"),
+    ):
         with hub.client(token=token, backoff=False), pytest.raises(PublishError, match=reason) as caught:
-            publish(folder, ID)
-        assert retry in str(caught.value)
-    assert ("model", ID) not in hub.repositories
+            publish(folder, repo_id)
+        assert retry.replace(ID, repo_id) in str(caught.value)
+    assert set(hub.repositories) == {("model", "others/toy")}
 
 
 @pytest.mark.parametrize("repo_id", ["a/b/c", "-x/y", "x y/z", "x/..", ""])
@@ -265,7 +425,7 @@ def test_a_tuner_checks_first_and_publishes_what_it_saves(hub, tmp_path):
     with hub.client(token=hub.read_token, backoff=False), pytest.raises(PublishError, match="may only read"):
         tuner_of(tmp_path, push_to_hub=True)
     with hub.client(token=hub.write_token, backoff=False):
-        tuner = tuner_of(tmp_path, push_to_hub=True)
+        tuner = tuner_of(tmp_path, push_to_hub=True, hub_private_repo=True)
         assert not hub.repositories
         tuner.train()
         tuner.evaluate(attacks={"FGSM": FGSM(eps=8 / 255)}, curve=None, progress=False)
@@ -273,8 +433,12 @@ def test_a_tuner_checks_first_and_publishes_what_it_saves(hub, tmp_path):
         assert torch.equal(logits(load_model("writer/wrn10_1.neft2_toys")), logits(load_model(saved)))
         card = ModelCard.load("writer/wrn10_1.neft2_toys")
         assert card.data.model_name == "wrn10_1.neft2_toys"
+        assert tuner.commit.oid == hub.commits("writer/wrn10_1.neft2_toys")[0].oid
         commit = tuner.push_to_hub("org/other")
         assert commit.oid == hub.commits("org/other")[0].oid
+        assert all(repository.private for repository in hub.repositories.values())
+        with pytest.raises(PublishError, match="expected org/other to be public"):
+            tuner_of(tmp_path, push_to_hub=True, hub_model_id="org/other", hub_private_repo=False)
 
 
 def test_a_failed_push_loses_nothing(writer, tmp_path):
@@ -421,7 +585,7 @@ def test_a_new_commit_is_seen(writer, folder):
 
 def test_a_repository_without_safetensors(writer):
     writer.add_repo("org/pickle", {"model.ckpt": b"\x80\x02"})
-    with pytest.raises(ModelError, match=r"model\.ckpt, which can run code.*cartl-hub import org/pickle/model\.ckpt"):
+    with pytest.raises(ModelError, match=r"model\.ckpt, which can run code.*cartl-hub import org/pickle/model\.ckpt --to pickle"):
         load_model("org/pickle")
     writer.add_repo("org/text", {"notes.txt": "x"})
     with pytest.raises(ModelError, match=r"got .*notes\.txt"):
@@ -512,6 +676,10 @@ def test_sources_on_the_hub(writer, folder, caplog):
     assert "org/broken is left out" in caplog.text
     assert not [info for info in list_sources(hub=True, author="others") if info.where == "Hub"]
     assert not [seen for seen in writer.requests if seen.method == "GET" and WEIGHTS in seen.path]
+    report["context"]["weights_sha256"] = "0" * 64
+    writer.edit(ID, {"report.json": json.dumps(report)})  # of other weights
+    (found,) = [info for info in list_sources(hub=True) if info.where == "Hub"]
+    assert found.clean_acc is found.attack is found.num_images is None
     with writer.down(), pytest.raises(ModelError, match="list of models"):
         list_sources(hub=True)
 

@@ -300,6 +300,7 @@ def test_tags_of_a_card(hub, client):
         ("license: [mit", "YAML metadata error"),
         ("- mit", "must be a mapping, got list"),
         ("license: 3", '"license" must be a string or an array'),
+        ("license: my own", '"license" must be one of'),
         ("tags: {a: b}", '"tags" must be a string or an array'),
         ("library_name: [timm]", '"library_name" must be a string'),
         ("base_model: two words", '"base_model" with value "two words" is not valid'),

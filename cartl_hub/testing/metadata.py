@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from ..licences import LICENCES
+
 _BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _STRINGS = ("library_name", "pipeline_tag", "license_name", "license_link", "base_model_relation")
@@ -39,6 +41,9 @@ def card_errors(text: str) -> list[str]:
         for value in as_list(metadata.get(key)):
             if isinstance(value, str) and not _REPO_ID.fullmatch(value):
                 errors.append(f'"{key}" with value "{value}" is not valid. Use an id from the Hub.')
+    for value in as_list(metadata.get("license")):
+        if isinstance(value, str) and value not in LICENCES:
+            errors.append(f'"license" must be one of [{", ".join(sorted(LICENCES))}]')
     return errors + _index_errors(metadata.get("model-index", []))
 
 
