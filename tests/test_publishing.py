@@ -605,7 +605,7 @@ def test_configs_that_do_not_fit(writer, folder):
         ("other", {"architecture": "wrn16_1"}, "not those of its architecture"),
         ("unknown", {"architecture": "wrn9000"}, "no architecture 'wrn9000'"),
         ("classes", {"num_classes": 4, "label_names": list("abcd")}, r"expected shape \[4\], got \[3\]"),
-        ("names", {"label_names": ["a"]}, "expected 3 label names, got 1"),
+        ("names", {"label_names": ["a"]}, "expected 3 different label names, one for each class, got 1"),
         ("hash", {"cartl_hub": own | {"weights_sha256": "0" * 64}}, "sha256"),
         ("foreign", {"model_args": {"pretrained": True}}, "got pretrained"),
         ("path", {"model_args": {"checkpoint_path": "/etc/passwd"}}, "got checkpoint_path"),
