@@ -244,8 +244,20 @@ def _refuse_options_of_other_methods(context: typer.Context, method: MethodName)
 
 
 def _check_folder(path: Path) -> None:
+    """That reports can be written there, before anything is measured for them."""
+    import tempfile
+
     if path.exists() and not path.is_dir():
         raise typer.BadParameter(f"expected a folder for the output, got the file {path}.")
+    made = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(f"expected a folder that can be written for the output, got {path}: {error.strerror}.") from None
+    if made:
+        path.rmdir()
 
 
 def _attack(name: AttackName, eps: float) -> "Attack":
@@ -340,7 +352,10 @@ def evaluate(
     low = fail_under is not None and report.robust.accuracy < fail_under
     if low:
         typer.echo(f"Robust accuracy {report.robust.accuracy:.4f} is below {fail_under}.", err=True)
-    if failed or low:
+    unfinished = fail_under is not None and bool(report.dropped)
+    if unfinished:
+        typer.echo(f"Left out for the budget, so that robust accuracy may be lower: {'; '.join(report.dropped)}.", err=True)
+    if failed or low or unfinished:
         raise typer.Exit(1)
 
 

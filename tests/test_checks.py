@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from known_models import EPS, FloatData, curved_case, linear_case
+from test_masked_models import OtherGradient, toy
 from torch import Tensor, nn
 
 from cartl_hub.attacks import PGD, FeatureDistance
@@ -289,3 +290,47 @@ def test_checks_leave_the_model_as_it_was():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not model._forward_pre_hooks
+
+
+# Where they say nothing
+
+
+def test_a_share_of_few_images_says_nothing():
+    model, data = toy()
+    masked = Wrapped(model, lambda images: OtherGradient.apply(images, torch.neg))
+    few = {check.name: check for check in run_checks(masked.eval(), data, num_images=4, progress=False)}
+    for name in ("zero-gradient", "gradient-direction", "gradient-differences", "attack-order", "gradient-free", "large-radius"):
+        assert few[name].status == "skipped", name
+    assert "only 4 of 4 images are classified correctly, and 8 are needed" in few["attack-order"].meaning
+    enough = {check.name: check.status for check in run_checks(masked.eval(), data, num_images=32, progress=False)}
+    assert enough["gradient-direction"] == enough["gradient-differences"] == "fail"
+
+
+def test_a_radius_of_zero_is_no_failure():
+    model, data = toy()
+    found = {check.name: check.status for check in run_checks(model, data, eps=0.0, num_images=32, progress=False)}
+    assert "fail" not in found.values()
+    assert found["gradient-direction"] == found["attack-order"] == found["eps-order"] == "skipped"
+    assert found["gradient-differences"] == "pass"
+
+
+@pytest.mark.parametrize("after", [lambda logits: logits + 1e6, lambda logits: logits.bfloat16().float()])
+def test_differences_that_rounding_hides(after):
+    model, data = toy()
+    (check,) = run_checks(Wrapped(model, after=after).eval(), data, names="gradient-differences", progress=False)
+    assert (check.status, "roun" in check.meaning) == ("skipped", True)
+
+
+def test_images_are_spread_over_sorted_data():
+    model, data = toy()
+    ordered = data.subset(data.labels.argsort(stable=True))
+    (check,) = run_checks(model, ordered, names="large-radius", num_images=32, progress=False)
+    assert check.status == "pass"
+    (check,) = run_checks(model, ordered.subset(range(20)), names=["large-radius"], progress=False)
+    assert (check.status, check.meaning) == ("skipped", "Not made: all of the images are of one class.")
+
+
+@pytest.mark.parametrize("name", ["num_images", "batch_size"])
+def test_numbers_below_one(name):
+    with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
+        run_checks(*toy(), **{name: 0})

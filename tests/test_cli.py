@@ -225,3 +225,18 @@ def test_option_of_another_method_is_an_error(method, option, owner):
     result = run("finetune", "wrn16_2.fdm4_cifar100", "no_data", "--method", method, *option)
     assert result.exit_code == 2
     assert f"{option[0]} is an option of {owner}" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_gate_does_not_open_on_an_unfinished_measurement(source, photos):
+    options = ["--strength", "quick", "--no-checks", "--output", source.parent / "report", "--fail-under", 0]
+    assert run("evaluate", source, photos, *options).exit_code == 0
+    cut = run("evaluate", source, photos, *options, "--budget", 1e-6)
+    assert cut.exit_code == 1
+    assert "Left out for the budget, so that robust accuracy may be lower: " in cut.output
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_measurement(source, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused = run("evaluate", source, photos, "--output", tmp_path / "file" / "report")
+    assert refused.exit_code == 2
+    assert "expected a folder that can be written for the output" in " ".join(refused.output.replace("│", " ").split())

@@ -270,3 +270,18 @@ def test_summary():
     assert "\x1b" not in words
     assert comparison.notes[0].replace("\x1b", " ")[:60] in words
     assert str(EPS) not in words
+
+
+def test_images_with_other_pixels_are_not_paired():
+    def measured(pixels):
+        report = make_report()
+        return replace(report, data=report.data | {"pixels": pixels})
+
+    digest = {"sha256": "a", "shape": [3, 32, 32]}
+    for other, reason in (
+        (digest, ""),
+        (digest | {"sha256": "b"}, "measured on images with other pixels"),
+        ({"sha256": "b", "shape": [3, 64, 64]}, ""),  # the same pictures in another size
+    ):
+        comparison = compare([measured(digest), measured(other)])
+        assert comparison.measures[0].entries[1].reason == reason

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import make_model
 from known_models import EPS, FloatData, Linear, curved_case, linear_case
 from PIL import Image
 from torch import nn
@@ -47,7 +48,8 @@ def test_curve_is_that_of_the_linear_model():
     model, data, signed = linear_case()
     report = evaluate(model, data, attacks=FEW, curve_images=30, checks=False, progress=False)
     l1 = float(model.weight.detach().abs().sum())
-    expected = [int((signed[:30] > eps * l1).sum()) for eps in CURVE_EPS]
+    spread = np.arange(30) * len(data) // 30
+    expected = [int((signed[spread] > eps * l1).sum()) for eps in CURVE_EPS]
     assert list(report.curve.correct) == expected
     assert expected == sorted(expected, reverse=True)
     assert expected[0] > expected[3] > 0
@@ -396,9 +398,9 @@ def test_other_precisions_are_refused():
         ({"attacks": {}}, "at least one attack"),
         ({"attacks": {"clean": FGSM(eps=EPS)}}, 'another name for the attack "clean"'),
         ({"attacks": {"noisy": NFGSM(eps=EPS)}}, "attacks that stay in their ball, got NFGSM"),
-        ({"num_images": 0}, "num_images >= 1, got 0"),
-        ({"batch_size": 0}, "batch_size >= 1, got 0"),
-        ({"check_images": 0}, "check_images >= 1, got 0"),
+        ({"num_images": 0}, "num_images must be >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"check_images": 0}, "check_images must be >= 1, got 0"),
         ({"checks": ["determinism", "luck"]}, "expected names of checks, got 'luck'; there are determinism, "),
         ({"keep": True}, "expected resume=, the folder to keep"),
         ({"curve": (0.1, 0.2)}, "rising radii from 0"),
@@ -570,3 +572,65 @@ def test_data_of_pytorch(wrn, data):
 def test_data_of_pytorch_that_cannot_be_used(make, message, wrn, data):
     with pytest.raises(DataError, match=message):
         evaluate(wrn.eval(), make(data), progress=False)
+
+
+# Radii and models that are nearly the same
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_radii_that_read_the_same_are_one_threat_model(order):
+    model, data = curved_case()
+    strong, weak = PGD(eps=float(np.float32(EPS)), step_size=EPS, steps=5), FGSM(eps=EPS)
+    attacks = dict([("strong", strong), ("weak", weak)][::order])
+    report = evaluate(model, data, attacks=attacks, curve=None, checks=False, progress=False)
+    assert set(report.worst_case) == {"Linf 8/255"}
+    assert set(report.robust.attacks) == {"strong", "weak"}
+    assert report.robust.correct == (report.verdicts.correct["strong"] & report.verdicts.correct["weak"]).sum()
+
+
+class Clamped(nn.Module):
+    def __init__(self, model, reach):
+        super().__init__()
+        self.model, self.reach = model, reach
+
+    def forward(self, images):
+        return self.model(images.clamp(0.5 - self.reach, 0.5 + self.reach))
+
+
+def test_a_model_that_does_something_else_with_its_weights_does_not_resume(tmp_path):
+    model, data = curved_case()
+    settings = {"attacks": FEW, "curve": None, "checks": False, "progress": False, "resume": tmp_path / "journal", "keep": True}
+    whole = evaluate(Clamped(model, 0.5).eval(), data, **settings)
+    assert evaluate(Clamped(model, 0.5).eval(), data, **settings).robust == whole.robust
+    with pytest.raises(ValueError, match="one of another: logits differ"):
+        evaluate(Clamped(model, 0.02).eval(), data, **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"attacks": [PGD(eps=EPS, step_size=EPS, steps=1)]}, TypeError, "expected attacks by name, .* got \\[PGD"),
+        ({"attacks": {1: FGSM(eps=EPS)}}, TypeError, "expected attacks by name"),
+        ({"num_images": 1.5}, ValueError, "num_images must be a whole number, got 1.5"),
+        ({"device": "meta"}, ValueError, "expected a device that computes, got meta"),
+    ],
+)
+def test_arguments_of_another_kind(wrn, data, change, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(wrn.eval(), data, **{"attacks": FEW, "progress": False} | change)
+    assert not any(parameter.is_meta for parameter in wrn.parameters())
+
+
+def test_models_without_weights_and_data_of_one_class(wrn, data):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got function"):
+        evaluate(lambda images: images, data, attacks=FEW)
+    with pytest.raises(ValueError, match="on the meta device; load the weights first"):
+        evaluate(make_model("wrn10_1").to("meta").eval(), data, attacks=FEW)
+    one = ImageData(data.labels * 0, ("all",), data.images)
+    with pytest.raises(ValueError, match="expected data of at least 2 classes, got 1"):
+        evaluate(make_model("wrn10_1", num_classes=1).eval(), one, attacks=FEW, progress=False)
+
+
+def test_classes_without_images_are_said(wrn, data):
+    few = evaluate(wrn.eval(), data, num_images=1, attacks=FEW, curve=None, checks=False, progress=False)
+    assert few.sentence.endswith("Of 3 classes, 2 have no image among them.")

@@ -92,6 +92,8 @@ def one_hot(logits: Tensor) -> Tensor:
 
 
 MASKED = {
+    "only what is positive of the gradient": {"before": lambda images: OtherGradient.apply(images, lambda g: g.clamp(min=0))},
+    "gradient of other pixels": {"before": lambda images: OtherGradient.apply(images, lambda g: g.flip(2))},
     "noise at inference": {"before": lambda images: images + 0.03 * torch.randn_like(images)},
     "quantised input": {"before": fewer_bits},
     "JPEG-like preprocessing": {"before": jpeg_like},
@@ -101,6 +103,19 @@ MASKED = {
     "probabilities instead of logits": {"after": lambda logits: logits.softmax(1)},
     "classes instead of logits": {"after": one_hot},
 }
+
+
+class OtherGradient(torch.autograd.Function):
+    """The identity, with another gradient than its own."""
+
+    @staticmethod
+    def forward(ctx, images, change):
+        ctx.change = change
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.change(gradient), None
 
 
 def flagged(model: nn.Module, data: ImageData, **settings) -> dict[str, str]:
@@ -173,7 +188,7 @@ def test_digits_model_passes(eps):
     found = run_checks(model, parts[1], eps=0.1, num_images=64, progress=False)
     assert not [check for check in found if check.status in ("warn", "fail")]
     accuracies = {check.name: check.figures for check in found}["attack-order"]
-    assert accuracies["accuracy, noise"] > 0.8
+    assert accuracies["accuracy, noise"] > 0.75
 
 
 @pytest.mark.skipif(not CIFAR100.exists(), reason=f"the test images of CIFAR-100 are not in {CIFAR100}")

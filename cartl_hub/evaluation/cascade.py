@@ -16,6 +16,7 @@ from ..attacks import APGD, APGDT, PGD, Attack, Square, Transfer
 from ..processes import gather, place
 from ..randomness import image_keys, permutation
 from ..ranges import check_number, check_whole
+from ..report import threat_text
 from .journal import Entry, Journal
 from .pool import Pool
 from .verdict import PassCounter, Verdict, classify, judge
@@ -72,9 +73,9 @@ class Stage:
     again: list[Entry] = field(default_factory=list)
 
     @property
-    def threat(self) -> tuple[str, float] | None:
-        """Norm and radius."""
-        return None if self.attack is None else (self.attack.norm, self.attack.eps)
+    def threat(self) -> str | None:
+        """E.g. "Linf 8/255"."""
+        return None if self.attack is None else threat_text(self.attack.norm, self.attack.eps)
 
     @property
     def attacked(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 from ..attacks import APGD, FGSM, PGD, Attack, FeatureDistance, Noise, Square, Transfer
 from ..attacks.attack import Norm, input_gradient, steepest_direction
 from ..attacks.losses import LossName, cross_entropy, margin
-from ..data import Data
-from ..randomness import image_keys
+from ..data import ImageData
+from ..randomness import START, fold_in, image_keys, uniform
+from ..ranges import check_whole
 from ..report import Check
-from .given import AnyTestData, as_data
-from .pool import Pool, read_pool
+from .given import AnyTestData, Part, as_data
+from .pool import Pool, evenly_spaced, read_pool
 from .verdict import (
     FEW,
     NEIGHBOUR_CHANGE,
@@ -39,6 +40,10 @@ from .verdict import (
     random_change,
 )
 
+FEWEST = 8  # images classified correctly of which a share says something
+STEP = 1 / 1020  # of finite differences: a quarter of a grey level
+DRAWS = 4  # of their directions
+COARSE = 20  # times the rounding of logits, below which differences of them say nothing
 SCALES = (1e-2, 1e-1, 1e1, 1e2)  # that logits are multiplied by
 LOGIT_SPREAD = (1e-2, 1e3)  # between the largest and the smallest logit, in which cross-entropy serves as a loss
 
@@ -48,6 +53,7 @@ THRESHOLDS = {
     "batch-independence": NEIGHBOUR_CHANGE,  # share of the logits' spread
     "zero-gradient": 0.005,
     "gradient-direction": 0.1,
+    "gradient-differences": 0.3,  # median error; honest models show 0.01 to 0.1, gradients of something else 0.5 to 1
     "logit-range": 1.0,  # times the bounds LOGIT_SPREAD
     "attack-order": 0.005,
     "gradient-free": 0.005,
@@ -136,9 +142,18 @@ class Trial:
         if not self.has_gradient:
             raise Skipped("the logits have no gradient in the pixels")
 
+    def need_images(self) -> None:
+        if self.correct.sum() < FEWEST:
+            raise Skipped(f"only {self.correct.sum()} of {len(self)} images are classified correctly, and {FEWEST} are needed")
+
+    def need_radius(self) -> None:
+        if not self.eps:
+            raise Skipped("the radius is 0")
+
     # Attacks
 
     def noise(self) -> Noise:
+        self.need_radius()
         return Noise(eps=self.eps, norm=self.norm, samples=20)
 
     def fgsm(self) -> FGSM:
@@ -146,12 +161,16 @@ class Trial:
 
     def pgd(self, steps: int = 20, eps: float | None = None) -> PGD:
         eps = self.eps if eps is None else eps
+        if not eps:
+            self.need_radius()
         return PGD(eps=eps, norm=self.norm, step_size=eps / 4 if self.norm == "Linf" else eps / 8, steps=steps)
 
     def apgd(self, loss: LossName = "ce") -> APGD:
+        self.need_radius()
         return APGD(eps=self.eps, norm=self.norm, steps=50, loss=loss)
 
     def square(self) -> Square:
+        self.need_radius()
         return Square(eps=self.eps, norm=self.norm, queries=300)
 
     def both_losses(self) -> dict[str, np.ndarray]:
@@ -165,6 +184,7 @@ class Trial:
             scale: Factor of the logits that the attack sees.
             among: Images that it is run on; by default those that are classified correctly.
         """
+        self.need_images()
         if (attack, scale) not in self._standing:
             if not isinstance(attack, (Noise, Square, Transfer)):
                 self.need_gradient()
@@ -226,9 +246,8 @@ def _batch_independence(trial: Trial) -> list[Comparison]:
 
 
 def _zero_gradient(trial: Trial) -> list[Comparison]:
+    trial.need_images()
     num = zero = int(trial.correct.sum())
-    if not num:
-        raise Skipped("no image is classified correctly")
     if trial.has_gradient:
         batches = ((trial.images[rows], trial.labels[rows]) for rows in trial.batches(trial.correct))
         found = [input_gradient(trial.model, images, labels, cross_entropy)[0] for images, labels in batches]
@@ -237,10 +256,10 @@ def _zero_gradient(trial: Trial) -> list[Comparison]:
 
 
 def _gradient_direction(trial: Trial) -> list[Comparison]:
-    num, wrong = int(trial.correct.sum()), 0
-    if not num:
-        raise Skipped("no image is classified correctly")
+    trial.need_images()
+    trial.need_radius()
     trial.need_gradient()
+    num, wrong = int(trial.correct.sum()), 0
     for rows in trial.batches(trial.correct):
         images, labels = trial.images[rows], trial.labels[rows]
         gradient, _, _ = input_gradient(trial.model, images, labels, cross_entropy)
@@ -249,6 +268,30 @@ def _gradient_direction(trial: Trial) -> list[Comparison]:
             along, against = (margin(trial.model((images + s).clamp(0, 1)).float(), labels) for s in (step, -step))
         wrong += int((along <= against).sum())
     return [share("images on which the gradient points elsewhere", wrong, num)]
+
+
+def _gradient_differences(trial: Trial) -> list[Comparison]:
+    trial.need_images()
+    trial.need_gradient()
+    rows = torch.from_numpy(np.flatnonzero(trial.correct)[: len(trial.few)]).to(trial.labels.device)
+    images, labels = trial.images[rows], trial.labels[rows]
+    gradient, _, _ = input_gradient(trial.model, images, labels, margin)
+    errors = []
+    with torch.no_grad():
+        signs = [
+            (uniform(fold_in(trial.keys[rows], draw), images.shape[1:], stream=START) < 0.5) * 2.0 - 1 for draw in range(DRAWS)
+        ]
+        if torch.equal(trial.model(images), trial.model(images + 1e-5 * signs[0])):
+            raise Skipped("the model rounds its input, so that small differences say nothing")
+        for sign in signs:
+            up, down = (images + STEP * sign).clamp(0, 1), (images - STEP * sign).clamp(0, 1)
+            found = margin(trial.model(up).float(), labels) - margin(trial.model(down).float(), labels)
+            promised = (gradient * (up - down)).flatten(1).sum(1)
+            errors.append((found - promised).abs() / (found.abs() + promised.abs()).clamp(min=1e-12))
+    if float(found.abs().median()) < COARSE * float(trial.logits.abs().max()) * torch.finfo(torch.float32).eps:
+        raise Skipped("the rounding of large logits hides their slope")
+    error = round(float(torch.cat(errors).median()), 3)  # smaller parts are rounding
+    return [Comparison(error, 0.0, {"median error of the gradient against finite differences": error})]
 
 
 def _logit_range(trial: Trial) -> list[Comparison]:
@@ -313,6 +356,8 @@ def _eps_order(trial: Trial) -> list[Comparison]:
 
 def _large_radius(trial: Trial) -> list[Comparison]:
     largest = int(torch.bincount(trial.labels).max())
+    if largest == len(trial):
+        raise Skipped("all of the images are of one class")
     standing = int(trial.standing(trial.pgd(eps=trial.grey)).sum())
     figures = {"accuracy": standing / len(trial), "share of the largest class": largest / len(trial)}
     return [Comparison((standing - largest) / len(trial), math.sqrt(standing) / len(trial), figures)]
@@ -382,6 +427,13 @@ CHECKS = {
         "fail",
         "A quarter of the radius along the gradient the loss is higher than as far against it.",
         "A quarter of the radius along the gradient the loss is often not higher than as far against it: gradients are noise.",
+        _ATTACK_DIFFERENTLY,
+    ),
+    "gradient-differences": Probe(
+        _gradient_differences,
+        "fail",
+        "The gradient is the slope of the margin in random directions.",
+        "The gradient isn't the slope of the margin in random directions: it is that of something else, which misleads attacks.",
         _ATTACK_DIFFERENTLY,
     ),
     "logit-range": Probe(
@@ -508,7 +560,7 @@ def chosen_checks(names: bool | Iterable[str] | None) -> tuple[str, ...]:
     """
     if names is None or isinstance(names, bool):
         return () if names is False else tuple(CHECKS)
-    names = set(names)
+    names = {names} if isinstance(names, str) else set(names)
     if unknown := sorted(names - CHECKS.keys()):
         raise ValueError(f"expected names of checks, got {', '.join(map(repr, unknown))}; there are {', '.join(CHECKS)}.")
     return tuple(name for name in CHECKS if name in names)
@@ -535,9 +587,9 @@ def run_checks(
 
     Args:
         model: As for :func:`cartl_hub.evaluate`.
-        data: As for :func:`cartl_hub.evaluate`; the first images are taken.
+        data: As for :func:`cartl_hub.evaluate`.
         names: Some of the checks; all by default.
-        num_images: Images to make them on.
+        num_images: Images to make them on, evenly spaced over data of known size, otherwise the first ones.
         eps: Radius of the threat model, in pixel units of [0, 1].
         norm: Its norm.
         transfer_source: Another model, whose adversarial images are tried on this one; by its logits where it has the same
@@ -552,7 +604,11 @@ def run_checks(
     """
     chosen = chosen_checks(names)
     check_model(model)
-    test: Data = as_data(data, model, batch_size)
+    for name, number in (("num_images", num_images), ("batch_size", batch_size)):
+        check_whole(name, number, (">=", 1))
+    test: Any = as_data(data, model, batch_size)
+    if isinstance(test, ImageData):
+        test = Part(test, evenly_spaced(num_images, len(test)))
     with ExitStack() as stack:
         device, _ = stack.enter_context(measuring(model, device))
         look = partial(first_look, model, len(test.label_names), device)
@@ -581,8 +637,8 @@ def make_trial(
     device: torch.device,
     source: nn.Module | None,
 ) -> Trial:
-    """The first images of a pool for checks."""
-    positions = torch.arange(min(num_images, len(pool)))
+    """Images of a pool for checks, evenly spaced, as data may be sorted by class."""
+    positions = evenly_spaced(num_images, len(pool))
     keys = image_keys(seed, 0, pool.indices[positions].to(device))
     images, labels = pool.get(positions, device), pool.labels[positions].to(device)
     return Trial(model, images, labels, keys, num_classes=num_classes, eps=eps, norm=norm, batch_size=batch_size, source=source)
@@ -591,7 +647,12 @@ def make_trial(
 def thresholds_table() -> str:
     """The checks as Markdown, for the documentation."""
     lines = ["| check | an honest model | flagged from | result |", "|---|---|---|---|"]
-    units = {"determinism": "of the logits' spread", "batch-independence": "of the logits' spread", "rising-loss": "of the rise"}
+    units = {
+        "determinism": "of the logits' spread",
+        "batch-independence": "of the logits' spread",
+        "gradient-differences": "median error",
+        "rising-loss": "of the rise",
+    }
     for name, probe in (CHECKS | {"second-verdict": SECOND_VERDICT}).items():
         unit = units.get(name, "of the images")
         threshold = "spread outside 0.01 to 1,000" if name == "logit-range" else f"{100 * THRESHOLDS[name]:g} % {unit}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
-from ..data import Data, DataError, Drawn
+from ..data import Data, DataError, Drawn, ImageData
 
 AnyTestData = Data | DataLoader | Dataset | tuple[Tensor, Tensor]
 
@@ -33,6 +33,28 @@ class Loaded:
         for images, labels in map(_pair, self.loader):
             yield Drawn(images, labels.long(), torch.arange(first, first + len(labels)), 0)
             first += len(labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some images of a data set, with the indices that they have in it.
+
+    Args:
+        data: The data set.
+        positions: Of the images, [N].
+    """
+
+    data: ImageData
+    positions: Tensor
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.data.label_names
+
+    def batches(self, batch_size: int) -> Iterator[Drawn]:
+        """All of them in order."""
+        for part in self.positions.split(batch_size):
+            yield Drawn(self.data.get(part), self.data.labels[part], part, 0)
 
 
 def as_data(given: Any, model: nn.Module, batch_size: int) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..files import write_file
 from ..processes import gather, place
+from .verdict import NEIGHBOUR_CHANGE
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,13 @@ class Journal:
                 self.entries.setdefault(path.name.partition(".")[0], []).append(_read(path))
             except (SafetensorError, OSError, ValueError, KeyError) as error:
                 logger.warning("%s is damaged (%s); its images are attacked again.", path, error)
-        self.checks = {path.name.split(".")[1]: json.loads(path.read_bytes()) for path in folder.glob("check.*.json")}
+        self.checks: dict[str, dict[str, Any]] = {}
+        for path in folder.glob("check.*.json"):
+            try:
+                content = json.loads(path.read_bytes())
+                self.checks[path.name.split(".")[1]] = {key: content[key] for key in ("check", "passes", "elapsed")}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                logger.warning("%s is damaged (%s); the check is made again.", path, error)
 
     def write(self, stage: str, entry: Entry, at: Tensor | None = None, images: Tensor | None = None) -> None:
         """Keep an entry, and adversarial images [M, C, H, W] with their positions [M]."""
@@ -92,6 +99,11 @@ class Journal:
                 for row, position in enumerate(file.get_tensor("at").tolist()):
                     if position in wanted:
                         found[position] = images[row : row + 1]
+        if missing := wanted - found.keys():
+            raise ValueError(
+                f"expected the adversarial images of {stage} in {self.folder}, got none of {len(missing)} of them: files are "
+                "damaged; remove the folder and evaluate again."
+            )
         return torch.cat([found[position] for position in positions.tolist()])
 
     def thin_out(self, stage: str, entries: Sequence[Entry], kept: Tensor) -> None:
@@ -167,18 +179,27 @@ def refuse_other(folder: str | Path, identity: Mapping[str, Any]) -> None:
     """Raise ValueError if ``folder`` holds anything but an evaluation in which all of ``identity`` is the same."""
     folder = Path(folder)
     try:
-        there = json.loads((folder / IDENTITY).read_bytes())
+        there = dict(json.loads((folder / IDENTITY).read_bytes()))
     except FileNotFoundError:
         if folder.exists() and any(not path.name.endswith(".partial") for path in folder.iterdir()):
             raise ValueError(
                 f"expected an empty folder, or that of an evaluation, to resume from; got {folder} with other files."
             ) from None
         return
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"expected {IDENTITY} of an evaluation in {folder}, got a damaged one ({error}).") from error
-    other = [key for key, value in json.loads(json.dumps(identity)).items() if there.get(key) != value]
+    now = json.loads(json.dumps(identity))
+    other = [key for key, value in now.items() if not _same(there.get(key), value, tolerant=key == "logits")]
     if other:
         raise ValueError(
             f"expected the folder of this evaluation to resume from, got {folder} with one of another: {', '.join(other)} "
             "differ. Use another folder, or the same model, data and settings."
         )
+
+
+def _same(there: Any, now: Any, tolerant: bool) -> bool:
+    """Whether they are equal, or for logits, equal but for the rounding of other kernels."""
+    if not tolerant or there is None or now is None:
+        return there == now
+    a, b = torch.tensor(there), torch.tensor(now)
+    return a.shape == b.shape and bool(torch.allclose(a, b, rtol=0, atol=NEIGHBOUR_CHANGE * float(b.max() - b.min())))

@@ -23,6 +23,7 @@ from ..config import to_dict
 from ..data import Data
 from ..models import Classifier
 from ..processes import place
+from ..ranges import check_whole
 from ..report import (
     Accuracy,
     AttackResult,
@@ -37,14 +38,15 @@ from ..report import (
     WorstCase,
     eps_text,
     plain_json,
+    threat_text,
 )
 from ..weights import weights_sha256
 from .cascade import DEAR, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
 from .checks import chosen_checks, make_check, make_trial, second_verdict
 from .given import AnyTestData, as_data
 from .journal import open_journal, refuse_other
-from .pool import read_pool
-from .verdict import check_model, first_look, has_gradient, measuring
+from .pool import evenly_spaced, read_pool
+from .verdict import FEWER, check_model, first_logits, first_look, has_gradient, measuring
 
 CURVE_EPS = tuple(k / 255 for k in (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64))
 
@@ -124,9 +126,9 @@ def evaluate(
         attacks: By name, which the report shows; by default :func:`default_attacks`. The cheapest runs first.
         num_images: Only the first ones.
         curve: Linf radii, from 0 upwards, at which PGD-20 measures accuracy against radius; None for none.
-        curve_images: First images that the curve is measured on.
+        curve_images: Images that the curve is measured on, evenly spaced over those that are measured.
         checks: Whether :func:`cartl_hub.run_checks` is part of it, or which of its checks.
-        check_images: First images that checks are made on.
+        check_images: Images that checks are made on, evenly spaced too.
         transfer_source: Another model, for the check that its adversarial images break no more than the attacks.
         budget: What it may take. Clean accuracy and the cheapest attack of the first threat model are measured whatever it is;
             what follows is done in this order, until it is spent: the other attacks on every image, checks, curve, and the
@@ -147,7 +149,7 @@ def evaluate(
             other images of a batch, or have no gradient for an attack that needs one; if images are outside [0, 1] or labels
             outside the classes, if there are no images; or if ``resume`` holds another evaluation.
     """
-    attacks = default_attacks() if attacks is None else dict(attacks)
+    attacks = default_attacks() if attacks is None else _by_name(attacks)
     check_names = chosen_checks(checks)
     check_model(model)
     _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep)
@@ -157,7 +159,7 @@ def evaluate(
         stated.setdefault("weights_sha256", weights_sha256(model))
     num_classes = len(test.label_names)
     identity = {
-        "format": 1,
+        "format": 2,
         "cartl_hub": version("cartl_hub"),
         "weights": weights_digest(model),
         "label_names": list(map(str, test.label_names)),
@@ -179,6 +181,8 @@ def evaluate(
         look = partial(first_look, model, num_classes, device)
         pool = stack.enter_context(read_pool(test, num_images, batch_size, look))
         _refuse_without_gradient(model, pool.get(torch.arange(1), device), attacks, curve)
+        if resume is not None:  # weights don't show what a model does with them
+            identity["logits"] = first_logits(model, pool.get(torch.arange(min(FEWER, len(pool))), device))
         journal = stack.enter_context(open_journal(resume, identity | {"images": pool.digest}))
         cascade = Cascade(
             model,
@@ -200,7 +204,7 @@ def evaluate(
         return run.report(
             context=stated,
             source=source_report,
-            data=description,
+            data=description | {"pixels": {"sha256": pool.digest, "shape": list(pool.images.shape[1:])}},
             split=str(description.get("split", "not stated")),
             seed=seed,
             label_names=tuple(map(str, test.label_names)),
@@ -214,9 +218,11 @@ class _Run:
     def __init__(self, cascade: Cascade, attacks: Mapping[str, Attack], curve: Sequence[float] | None, curve_images: int):
         self.cascade, self.pool = cascade, cascade.pool
         self.clean, self.stages = Stage("clean", "clean images"), planned(attacks)
-        self.threats = _threats(attacks.values())
+        self.threats = _threats(list(attacks.values()))
         self.norm, self.eps = self.threats[0]
-        self.radii, self.num_curve = tuple(curve or ()), min(curve_images, len(self.pool))
+        self.radii = tuple(curve or ())
+        self.on_curve = np.zeros(len(self.pool), dtype=bool)
+        self.on_curve[evenly_spaced(curve_images, len(self.pool))] = True
         self.curve = [
             Stage(f"curve{place:03d}", f"curve at {eps_text('Linf', eps)}", curve_attack(eps))
             for place, eps in enumerate(self.radii[1:], 1)
@@ -235,7 +241,7 @@ class _Run:
             if not isinstance(stage.attack, DEAR):
                 self._attack(stage)
         self._check(check_names, make)
-        standing = self.correct & (np.arange(len(every)) < self.num_curve)
+        standing = self.correct & self.on_curve
         for stage in self.curve:
             self._run(stage, standing)
             standing = stage.standing
@@ -247,7 +253,7 @@ class _Run:
         assert stage.attack is not None
         earlier = [other for other in self.stages if other.entering is not None]
         images, own = entering(stage.attack, earlier, self.correct)
-        measured = any(other.finished and other.threat == self.threats[0] for other in earlier)
+        measured = any(other.finished and other.threat == threat_text(*self.threats[0]) for other in earlier)
         self._run(stage, images, always=not measured)
         if own and stage.finished:
             self.own.add(stage.name)
@@ -286,11 +292,11 @@ class _Run:
         correct = {"clean": self.correct} | {stage.name: stage.standing for stage in begun}
         worst_case, standing = {}, {}
         for norm, eps in self.threats:
-            if not any(stage.threat == (norm, eps) for stage in begun):
+            title = threat_text(norm, eps)
+            if not any(stage.threat == title for stage in begun):
                 continue
             # an image of a smaller ball lies in this one too
             names = [stage.name for stage in begun if lies_in(stage.attack, norm, eps)]
-            title = f"{norm} {eps_text(norm, eps)}"
             standing[title] = np.logical_and.reduce([correct[name] for name in names])
             counts = {"correct": int(standing[title].sum()), "num_images": len(self.pool)}
             worst_case[title] = WorstCase(**counts, norm=norm, eps=eps, attacks=tuple(names))
@@ -341,11 +347,12 @@ class _Run:
         radii = self._measured_radii()
         if len(radii) < 2:
             return None
-        counts = int(self.correct[: self.num_curve].sum()), *(int(stage.standing.sum()) for stage in self.curve[: len(radii) - 1])
+        num = int(self.on_curve.sum())
+        counts = int((self.correct & self.on_curve).sum()), *(int(stage.standing.sum()) for stage in self.curve[: len(radii) - 1])
         mean_eps = min(self.eps if self.norm == "Linf" else 8 / 255, radii[-1])
         attack = to_dict(curve_attack(radii[-1]))
         stated = {key: attack[key] for key in ("name", "steps", "random_start", "restarts")} | {"step_size": "eps / 4"}
-        return Curve("Linf", radii, counts, self.num_curve, stated, mean_eps)
+        return Curve("Linf", radii, counts, num, stated, mean_eps)
 
     def _samples(self, begun: Sequence[Stage]) -> tuple[Sample, ...]:
         """A few images of the attack that broke most in the first threat model, of different classes as far as possible."""
@@ -385,10 +392,13 @@ def _source(attack: Attack | None) -> dict[str, Any]:
     return {"source": weights_digest(attack.source)} if isinstance(attack, Transfer) else {}
 
 
-def _threats(attacks: Iterable[Attack]) -> list[tuple[Norm, float]]:
-    """Norms and radii of the attacks, Linf first."""
-    threats = dict.fromkeys((attack.norm, attack.eps) for attack in attacks)
-    return sorted(threats, key=lambda threat: threat[0] != "Linf")
+def _threats(attacks: Sequence[Attack]) -> list[tuple[Norm, float]]:
+    """Norms and radii of the attacks, Linf first; of radii that read the same, the largest."""
+    threats: dict[str, tuple[Norm, float]] = {}
+    for attack in sorted(attacks, key=lambda attack: attack.eps):
+        threats[threat_text(attack.norm, attack.eps)] = attack.norm, attack.eps
+    order = {threat_text(attack.norm, attack.eps): None for attack in attacks}
+    return sorted((threats[title] for title in order), key=lambda threat: threat[0] != "Linf")
 
 
 def _bar(progress: bool) -> tqdm:
@@ -397,7 +407,15 @@ def _bar(progress: bool) -> tqdm:
     return tqdm(desc="reading", total=0, bar_format=shape, dynamic_ncols=True, **shown)
 
 
+def _by_name(attacks: Any) -> dict[str, Attack]:
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f"expected attacks by name, such as {{'PGD-20': PGD(...)}}, got {attacks!r:.200}.")
+    return dict(attacks)
+
+
 def _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep) -> None:
+    if not all(isinstance(name, str) and isinstance(attack, Attack) for name, attack in attacks.items()):
+        raise TypeError(f"expected attacks by name, such as {{'PGD-20': PGD(...)}}, got {attacks!r:.200}.")
     if not attacks:
         raise ValueError("expected at least one attack, got none; leave attacks out for the default ones.")
     if any(isinstance(attack, NFGSM) for attack in attacks.values()):
@@ -406,8 +424,8 @@ def _check_arguments(attacks, num_images, curve, curve_images, check_images, bat
         raise ValueError('expected another name for the attack "clean": the report uses it for images that aren\'t attacked.')
     counts = {"num_images": num_images, "curve_images": curve_images, "check_images": check_images, "batch_size": batch_size}
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"expected {name} >= 1, got {value}.")
+        if value is not None:
+            check_whole(name, value, (">=", 1))
     if curve is not None and (len(curve) < 2 or curve[0] != 0 or any(b <= a for a, b in pairwise(curve))):
         raise ValueError(f"expected rising radii from 0 for the curve, or None for no curve; got {tuple(curve)}.")
     if keep and resume is None:

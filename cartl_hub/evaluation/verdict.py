@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..attacks import Attack
 from ..models import Classifier
 
+RANDOM_PASSES = 4
 RANDOM_CHANGE = 1e-3  # of logits between two passes, as a share of their spread: rounding stays far below
-FEW = 64  # images for a look at the logits
+FEW, FEWER = 64, 8  # images for a look at the logits
 NEIGHBOUR_CHANGE = 1e-2  # of logits with the batch that an image is in; kernels for other sizes round otherwise
 
 
@@ -85,7 +86,9 @@ def classify(model: nn.Module, images: Tensor, indices: Tensor, num_classes: int
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise ValueError unless the model is in eval mode and in fp32."""
+    """Raise unless it is a module in eval mode, with weights in fp32."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}; wrap a function in a module.")
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(
@@ -93,14 +96,21 @@ def check_model(model: nn.Module) -> None:
             "model.eval() first."
         )
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(f"expected a model with weights, got {name} on the meta device; load the weights first.")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ValueError(f"expected a model in torch.float32, got {name} in {tensor.dtype}; call model.float() first.")
 
 
 @torch.no_grad()
 def random_change(model: nn.Module, images: Tensor) -> float:
-    """Largest change of a logit between two passes over the same batch, as a share of the logits' spread."""
-    return _change(model(images), model(images))
+    """Largest change of a logit between passes over the same batch, as a share of the logits' spread.
+
+    A part of the images is passed more often, as a model with few random states may be twice in the same one.
+    """
+    part = images[:FEWER]
+    again = [model(part) for _ in range(RANDOM_PASSES)]
+    return max(_change(model(images), model(images)), *(_change(again[0], other) for other in again[1:]))
 
 
 @torch.no_grad()
@@ -124,9 +134,18 @@ def refuse_neighbours(model: nn.Module, images: Tensor) -> None:
 
 def first_look(model: nn.Module, num_classes: int, device: torch.device, images: Tensor, indices: Tensor) -> None:
     """Refuse a model by its logits for a few images, before any long work."""
+    if num_classes < 2:
+        raise ValueError(f"expected data of at least 2 classes, got {num_classes}: nothing could be classified wrongly.")
     images = images[:FEW].to(device)
     classify(model, images, indices[:FEW], num_classes, "clean images")
     refuse_neighbours(model, images)
+
+
+@torch.no_grad()
+def first_logits(model: nn.Module, images: Tensor) -> list[list[float]] | None:
+    """Logits of a few images, by which a model is known again; None of one that draws random numbers."""
+    logits = model(images)
+    return None if _change(logits, model(images)) > RANDOM_CHANGE else logits.tolist()
 
 
 def has_gradient(model: nn.Module, images: Tensor) -> bool:
@@ -161,6 +180,8 @@ def measuring(model: nn.Module, device: torch.device | str | None) -> Iterator[t
     """
     home = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
     device = home if device is None else torch.device(device)
+    if device.type == "meta":
+        raise ValueError("expected a device that computes, got meta; leave device out to run where the model is.")
     counter = PassCounter()
     with (
         _at(device, home, model),

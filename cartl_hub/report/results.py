@@ -64,6 +64,11 @@ def eps_text(norm: str, eps: float) -> str:
     return f"{levels}/255" if whole else f"{eps:.4g}"
 
 
+def threat_text(norm: str, eps: float) -> str:
+    """E.g. "Linf 8/255"."""
+    return f"{norm} {eps_text(norm, eps)}"
+
+
 def plain_json(value: Any, what: str) -> Any:
     """The value as JSON gives it back.
 
@@ -129,7 +134,7 @@ class AttackResult(Accuracy):
     @property
     def threat(self) -> str:
         """E.g. "Linf 8/255"."""
-        return f"{self.attack['norm']} {eps_text(self.attack['norm'], self.attack['eps'])}"
+        return threat_text(self.attack["norm"], self.attack["eps"])
 
     @property
     def settings(self) -> str:
@@ -163,7 +168,7 @@ class Curve:
         norm: Of the ball.
         eps: Radii, from 0 upwards.
         correct: Images that stood every radius up to this one.
-        num_images: The first ones of the data.
+        num_images: That it was measured on, evenly spaced over those of the report.
         attack: Its settings.
         mean_eps: Radius up to which the mean is taken.
     """
@@ -396,7 +401,9 @@ class Results:
             f" (revision {self.data['revision']})" if self.data.get("revision") else ""
         )
         images = f"{'' if self.complete else 'the first '}{self.num_images:,} image{'s' * (self.num_images > 1)}"
-        return f"{model} was measured on {images} of {data}, split: {self.split}, with seed {self.seed}."
+        absent = sum(not row.num_images for row in self.per_class)
+        unseen = f" Of {len(self.per_class):,} classes, {absent:,} have no image among them." if absent else ""
+        return f"{model} was measured on {images} of {data}, split: {self.split}, with seed {self.seed}.{unseen}"
 
     def rows(self) -> list[tuple[str, str, Accuracy]]:
         """Name, threat model and accuracy: clean images, each attack, the worst case of each threat model."""
