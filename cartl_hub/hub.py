@@ -112,7 +112,10 @@ def find_model(name: str | Path, revision: str | None = None, **client: Any) -> 
         raise ModelError(
             f"expected a folder, a Hub id 'org/name' or one of {', '.join(bundled) or 'no bundled models'}, got {str(name)!r}."
         )
-    folder = download(str(name), revision, files=(WEIGHTS, CONFIG, REPORT, CARD), **client)
+    try:
+        folder = download(str(name), revision, files=(WEIGHTS, CONFIG, REPORT, CARD), **client)
+    except ModelError as error:
+        raise ModelError(f"{error} There is no folder {str(name)!r} here either.") from error.__cause__
     if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
         raise ModelError(_incomplete(str(name), folder, client))
     return folder, {"id": str(name), "revision": folder.name}

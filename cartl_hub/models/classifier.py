@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -140,7 +141,8 @@ class Classifier(nn.Module):
             try:
                 inputs.append(self.image_policy(picture))
             except ValueError as error:
-                raise ValueError(f"picture {position}: {error}") from error
+                name = f" ({picture})" if isinstance(picture, (str, Path)) else ""
+                raise ValueError(f"picture {position}{name}: {error}") from error
         names = self.label_names or tuple(map(str, range(self.num_classes)))
         predictions = []
         modes = [(module, module.training) for module in self.modules()]

@@ -500,10 +500,10 @@ class _Run:
         if now["weights"] == record["end_weights"]:
             different = [key for key in different if key != "weights"]
         if different:
-            pairs = "; ".join(f"{key}: then {saved.get(key)}, now {now[key]}" for key in different)
+            pairs = "; ".join(line for key in different for line in _differences(key, saved.get(key), now[key]))
             raise ValueError(
                 f"expected the arguments with which {self._checkpoint_path} was begun, got others ({pairs}). "
-                "Use the same ones, or another output_dir."
+                "Use the same ones, or another output_dir (in the shell --output)."
             )
         if record["progress"]["step"] > self.num_steps:
             raise ValueError(
@@ -594,6 +594,14 @@ def _fingerprint(
             }
         )
     )
+
+
+def _differences(key: str, then: Any, now: Any) -> list[str]:
+    """What differs, with the entries of a mapping told apart."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        return [line for name in names for line in _differences(f"{key}.{name}", then.get(name), now.get(name))]
+    return [f"{key}: then {then}, now {now}"]
 
 
 def _device_name(device: torch.device) -> str:
