@@ -111,13 +111,18 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
     return card.content.rstrip() + "\n"
 
 
-def _is_hub_id(value: Any) -> bool:
-    """Whether it can be "org/name" on the Hub."""
+def is_repo_id(value: Any) -> bool:
+    """Whether the Hub could have a repository of this id."""
     try:
         validate_repo_id(value)
     except ValueError:
         return False
-    return "/" in (value or "")
+    return True
+
+
+def _is_hub_id(value: Any) -> bool:
+    """Whether it can be "org/name" on the Hub."""
+    return is_repo_id(value) and "/" in (value or "")
 
 
 def _licence_metadata(licence: Any) -> dict[str, Any]:

@@ -13,12 +13,16 @@ STALE = 3600.0  # seconds after which nobody is still writing a file
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader sees the old one or the new one, whenever this process dies."""
-    write_files({path: content})
+    _replace({path: content})
 
 
 def write_files(contents: Mapping[Path, bytes | str]) -> None:
     """Write files that belong together: all of them are on the disk before the first one is replaced."""
-    _remove_stale(contents)
+    _remove_stale(contents)  # not for each of many single files: it lists the folder
+    _replace(contents)
+
+
+def _replace(contents: Mapping[Path, bytes | str]) -> None:
     partial = {path: path.with_name(f"{path.name}.{os.getpid()}.partial") for path in contents}  # other processes have others
     try:
         for path, content in contents.items():

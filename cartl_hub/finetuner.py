@@ -18,8 +18,8 @@ from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks
 from .card import render_card
 from .evaluation import evaluate
-from .folder import ModelError, build_model, read_config, read_model, read_report, save_model
-from .hub import bundled_models, find_model
+from .folder import ModelError, build_model, read_config, read_report, save_model
+from .hub import bundled_models, find_model, open_folder
 from .lineage import lineage
 from .loading import AnyData, DataArguments, load_splits
 from .methods import NEFT, Method
@@ -271,8 +271,7 @@ def open_source(source: str | Path | nn.Module, revision: str | None = None) -> 
         if not timm.is_model(name):
             raise ModelError(f"{error}{_similar(name)}") from error
         return _open_timm(name)
-    model = read_model(folder)
-    model.lineage |= {"loaded_from": origin}
+    model = open_folder(folder, origin)
     return Source(model, origin, _report_of(folder, model))
 
 
@@ -283,9 +282,7 @@ def _report_of(folder: Path, model: Classifier) -> Report | None:
     except ValueError as error:
         logger.warning("the source's report is left out: %s", error)
         return None
-    if report is None or report.context.get("weights_sha256") not in (None, weights_sha256(model)):
-        return None
-    return report
+    return report if report is not None and report.is_of(weights_sha256(model)) else None
 
 
 def _open_timm(name: str) -> Source:

@@ -65,11 +65,9 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     _check_weights(model)
     weights = weights_bytes(model)
     digest = hashlib.sha256(weights).hexdigest()
-    measured = None if report is None else report.context.get("weights_sha256", digest)
-    if measured is not None and measured != digest:
-        raise ValueError(
-            f"expected a report of these weights ({digest[:12]}), got one of others ({measured[:12]}); evaluate again."
-        )
+    if report is not None and not report.is_of(digest):
+        measured = report.context["weights_sha256"][:12]
+        raise ValueError(f"expected a report of these weights ({digest[:12]}), got one of others ({measured}); evaluate again.")
     config = model_config(model, digest)
     _check_config(config, config["cartl_hub"])
     _check_labels(config)

@@ -77,9 +77,14 @@ def load_model(
         force_download=force_download,
         local_files_only=local_files_only,
     )
+    return open_folder(folder, origin).to(device)
+
+
+def open_folder(folder: Path, origin: Mapping[str, Any]) -> Classifier:
+    """The model in a folder that :func:`find_model` found, with its origin in its lineage."""
     model = read_model(folder)
-    model.lineage |= {"loaded_from": origin}
-    return model.to(device)
+    model.lineage |= {"loaded_from": dict(origin)}
+    return model
 
 
 def find_model(name: str | Path, revision: str | None = None, **client: Any) -> tuple[Path, dict[str, Any]]:
@@ -398,8 +403,8 @@ def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = 
     with torch.device("meta"):
         backbone = build_model(config).backbone
     report = read_report(folder)
-    if report and report.context.get("weights_sha256", own.get("weights_sha256")) != own.get("weights_sha256"):
-        report = None  # of other weights
+    if report and not report.is_of(own.get("weights_sha256")):
+        report = None
     attack = next((name for name in ("PGD-20", "PGD-100") if report and name in report.attacks), None)
     if size is None:
         size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0

@@ -19,7 +19,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from . import __version__
-from .card import render_card
+from .card import is_repo_id, render_card
 from .files import sha256, write_file
 from .folder import CARD, CONFIG, WEIGHTS, ModelError, read_model, read_report
 from .hub import LIBRARY, explained, retried
@@ -260,21 +260,13 @@ def _check_card(text: str) -> None:
             names = " or ".join({str: "string", list: "list of strings"}[kind] for kind in kinds)
             raise PublishError(f"expected a {names} for {key!r} in {CARD}, got {value!r}.")
         for item in values:
-            if key in ("datasets", "base_model") and not _is_id(item):
+            if key in ("datasets", "base_model") and not is_repo_id(item):
                 raise PublishError(f"expected ids of the Hub for {key!r} in {CARD}, got {item!r}; leave it out.")
             if key == "license" and item not in LICENCES:
                 raise PublishError(
                     f"expected a licence that the Hub knows, e.g. mit, for 'license' in {CARD}, got {item!r}; write other, and "
                     "its name as license_name."
                 )
-
-
-def _is_id(text: str) -> bool:
-    try:
-        validate_repo_id(text)
-    except ValueError:
-        return False
-    return True
 
 
 @contextmanager
@@ -290,8 +282,7 @@ def _prepared(folder: Path, find_id: Callable[[], str]) -> Iterator[tuple[Path, 
         report = read_report(folder)
     except ValueError as error:
         raise PublishError(f"{folder} can't be published: {error}") from error
-    measured = None if report is None else report.context.get("weights_sha256")
-    if measured is not None and measured != sha256(folder / WEIGHTS):
+    if report is not None and not report.is_of(sha256(folder / WEIGHTS)):
         raise PublishError(f"expected a report of the weights in {folder}, got one of others; evaluate them again.")
     card = _read_card(folder / CARD)
     loaded = _LOADED_ID.search(card or "")

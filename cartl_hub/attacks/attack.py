@@ -101,41 +101,41 @@ def input_gradient(
     return gradient, losses.detach(), logits.detach()
 
 
-@torch.no_grad()
-def random_search(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    keys: Tensor,
-    propose: Callable[[Tensor, Tensor, Tensor, int], Tensor],
-    queries: int,
-    *,
-    until_broken: bool,
-) -> Tensor:
-    """The proposal of highest margin for each image, without a gradient.
+class RandomSearch(Attack):
+    """The proposal of highest margin for each image, without a gradient."""
 
-    Args:
-        propose: Images, their best proposals so far, keys of this query, and its number, to proposals.
-        queries: Proposals for each image.
+    @property
+    @abstractmethod
+    def num_proposals(self) -> int:
+        """For each image."""
 
-    Shape:
-        [B, C, H, W] -> [B, C, H, W].
-    """
-    best = images.clone()
-    highest = torch.full((len(images),), -torch.inf, device=images.device)
-    active = torch.arange(len(images), device=images.device)
-    for query in range(queries):
-        proposals = propose(images[active], best[active], restart_keys(keys[active], query), query)
-        logits = model(proposals).float()
-        heights = margin(logits, labels[active])
-        broken = (logits.argmax(1) != labels[active]) & until_broken
-        better = broken | (heights > highest[active])
-        best[active[better]] = proposals[better]
-        highest[active[better]] = heights[better]
-        active = active[~broken]
-        if not len(active):
-            break
-    return best
+    @abstractmethod
+    def propose(self, images: Tensor, best: Tensor, keys: Tensor, number: int) -> Tensor:
+        """Images, their best proposals so far, keys of this query, and its number, to proposals: [B, C, H, W]."""
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        return self._best(model, images, labels, keys, until_broken=False)
+
+    def search(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        return self._best(model, images, labels, keys, until_broken=True)
+
+    @torch.no_grad()
+    def _best(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor, *, until_broken: bool) -> Tensor:
+        best = images.clone()
+        highest = torch.full((len(images),), -torch.inf, device=images.device)
+        active = torch.arange(len(images), device=images.device)
+        for number in range(self.num_proposals):
+            proposals = self.propose(images[active], best[active], restart_keys(keys[active], number), number)
+            logits = model(proposals).float()
+            heights = margin(logits, labels[active])
+            broken = (logits.argmax(1) != labels[active]) & until_broken
+            better = broken | (heights > highest[active])
+            best[active[better]] = proposals[better]
+            highest[active[better]] = heights[better]
+            active = active[~broken]
+            if not len(active):
+                break
+        return best
 
 
 def restart_keys(keys: Tensor, restart: int) -> Tensor:

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..randomness import START, uniform
-from .attack import Attack, random_search, sample_norm
+from .attack import RandomSearch, sample_norm
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 after which the squares' share is halved
 TILES = 5  # of the first L2 perturbation, along the shorter side
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square(Attack):
+class Square(RandomSearch):
     """Square attack on the margin between logits (Andriushchenko et al., 2020, https://arxiv.org/abs/1912.00049).
 
     The schedule of the squares' size is stretched to the number of queries, as in AutoAttack. Squares reach every pixel, as
@@ -38,13 +38,11 @@ class Square(Attack):
         if self.queries < 1 or not 0 < self.p_init <= 1:
             raise ValueError(f"queries must be >= 1 and p_init in (0, 1], got {self}.")
 
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
-        return random_search(model, images, labels, keys, self._propose, self.queries, until_broken=False)
+    @property
+    def num_proposals(self) -> int:
+        return self.queries
 
-    def search(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
-        return random_search(model, images, labels, keys, self._propose, self.queries, until_broken=True)
-
-    def _propose(self, images: Tensor, best: Tensor, keys: Tensor, query: int) -> Tensor:
+    def propose(self, images: Tensor, best: Tensor, keys: Tensor, query: int) -> Tensor:
         if query == 0:
             return (stripes if self.norm == "Linf" else tiles)(images, keys, self.eps)
         share = pixel_share(query - 1, self.queries, self.p_init)

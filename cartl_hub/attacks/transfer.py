@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..ranges import check_whole
 from .apgd import climb
 from .attack import Attack, Norm, eval_mode
 
@@ -70,8 +71,7 @@ class FeatureDistance(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps must be >= 1, got {self.steps}.")
+        check_whole("steps", self.steps, (">=", 1))
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         features = getattr(model, "features", None)

@@ -408,14 +408,14 @@ def _bar(progress: bool) -> tqdm:
 
 
 def _by_name(attacks: Any) -> dict[str, Attack]:
-    if not isinstance(attacks, Mapping):
+    if not isinstance(attacks, Mapping) or not all(
+        isinstance(name, str) and isinstance(attack, Attack) for name, attack in attacks.items()
+    ):
         raise TypeError(f"expected attacks by name, such as {{'PGD-20': PGD(...)}}, got {attacks!r:.200}.")
     return dict(attacks)
 
 
 def _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep) -> None:
-    if not all(isinstance(name, str) and isinstance(attack, Attack) for name, attack in attacks.items()):
-        raise TypeError(f"expected attacks by name, such as {{'PGD-20': PGD(...)}}, got {attacks!r:.200}.")
     if not attacks:
         raise ValueError("expected at least one attack, got none; leave attacks out for the default ones.")
     if any(isinstance(attack, NFGSM) for attack in attacks.values()):

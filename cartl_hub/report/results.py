@@ -383,6 +383,10 @@ class Results:
     def title(self) -> str:
         return str(self.context.get("id", "the model"))
 
+    def is_of(self, weights_sha256: str | None) -> bool:
+        """Whether it can be a report of these weights: it says so, or it doesn't say which ones it is about."""
+        return self.context.get("weights_sha256") in (None, weights_sha256)
+
     @property
     def notes(self) -> list[str]:
         """What the caller noted."""
