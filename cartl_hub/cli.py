@@ -65,6 +65,17 @@ class Strength(StrEnum):
     full = "full"
 
 
+class TableName(StrEnum):
+    """Tables of the CARTL paper."""
+
+    all = "all"
+    cases = "cases"
+    ablation = "ablation"
+    bn = "bn"
+    targets = "targets"
+    datasize = "datasize"
+
+
 class Statistics(StrEnum):
     """Whose statistics batch norm in the frozen blocks uses."""
 
@@ -626,6 +637,46 @@ def _lines(text: str | None) -> list[str] | None:
     if text is None:
         return None
     return Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+
+
+@app.command(epilog="Example: cartl-hub reproduce cases --only fdm4 --dry-run")
+def reproduce(
+    table: Annotated[TableName, typer.Argument(help="Which table.")],
+    plan: Annotated[
+        Path, typer.Option(help="Sources, target, cases, seeds and training; results go beside it.", exists=True, dir_okay=False)
+    ] = Path("model_cards/results/plan.yaml"),
+    only: Annotated[str | None, typer.Option(metavar="PART", help="Only cells with this in their name.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; they share the cores.")] = 1,
+    runs: Annotated[Path, typer.Option(help="Folder of checkpoints and finished batches.")] = Path("runs/cells"),
+    page: Annotated[Path, typer.Option(help="Page that is written from all results.")] = Path("RESULTS.md"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and which are done; run none.")] = False,
+    render: Annotated[bool, typer.Option("--render", help="Write the page from the results that are there; run none.")] = False,
+) -> None:
+    """Run the CARTL paper's tables on a plan, and write them beside the paper's figures.
+
+    A cell is a transfer and its measurement. Those that are done are left alone, interrupted ones go on.
+    """
+    from rich.table import Table
+
+    from .experiments import load_plan, make_tables, run_cells, save_results
+    from .experiments.run import find_result
+
+    chosen = load_plan(plan)
+    tables = make_tables(chosen) if table is TableName.all else make_tables(chosen, [table.value])
+    cells = {cell.key: cell for part in tables for cell in part.cells if only is None or only in cell.key}
+    if dry_run:
+        shown = Table("cell", "state")
+        shown.columns[0].no_wrap = True
+        for key, cell in cells.items():
+            shown.add_row(key, "not run" if find_result(cell, plan.parent) is None else "done")
+        _show(shown)
+        return
+    try:
+        if not render:
+            run_cells(cells.values(), results=plan.parent, runs=runs, jobs=jobs, command=_command())
+    finally:
+        save_results(chosen, plan.parent, page)
+        typer.echo(f"Written: {page}")
 
 
 @app.command(epilog="Example: cartl-hub card model_cards/wrn16_2.fdm4_cifar100")

@@ -21,7 +21,7 @@ from .evaluation import evaluate
 from .folder import ModelError, build_model, read_config, read_report, save_model
 from .hub import bundled_models, find_model, open_folder
 from .lineage import lineage
-from .loading import AnyData, DataArguments, load_splits
+from .loading import AnyData, DataArguments, Splits, load_splits
 from .methods import NEFT, Method
 from .models import Classifier, create_model
 from .processes import is_main_process
@@ -41,7 +41,8 @@ class RobustFineTuner:
     Args:
         source: Id of a bundled model, Hub id "org/name", local model folder, name of a timm model (with timm's pretrained
             weights), or a model.
-        data: A ``datasets`` object, a Hub id, a folder of images or of parquet files.
+        data: A ``datasets`` object, a Hub id, a folder of images or of parquet files; or what :func:`cartl_hub.load_splits` made
+            of one for this source's images.
         method: What is trained and how; NEFT of the last 4 blocks by default.
         bn: Batch-norm policy.
         arguments: How to train.
@@ -64,7 +65,7 @@ class RobustFineTuner:
     def __init__(
         self,
         source: str | Path | Classifier | nn.Module,
-        data: AnyData,
+        data: AnyData | Splits,
         *,
         method: Method | None = None,
         bn: BatchNormPolicy | None = None,
@@ -83,7 +84,7 @@ class RobustFineTuner:
         opened = open_source(source, revision)
         self.model, self.source, self._source_report = opened.model, opened.origin, opened.report
         last_blocks(self.model, self.method.trained_blocks)
-        self.splits = load_splits(data, self.model.image_policy, data_arguments)
+        self.splits = self._splits(data, data_arguments)
         self.arguments.num_steps(self.splits.train)
         self._same_task = self.model.label_names == self.splits.label_names
         if not self._same_task:
@@ -107,6 +108,16 @@ class RobustFineTuner:
             self.hub_model_id = check_publishable(
                 hub_model_id or self.name, render_card(self.model), private=hub_private_repo, token=hub_token
             )
+
+    def _splits(self, data: AnyData | Splits, arguments: DataArguments | None) -> Splits:
+        policy = self.model.image_policy
+        if not isinstance(data, Splits):
+            return load_splits(data, policy, arguments)
+        if arguments is not None:
+            raise ValueError("expected data_arguments for data that are to be read, got them with splits; pass one of the two.")
+        if data.train.policy != policy:
+            raise ValueError(f"expected splits of images read by {policy}, as the source sees them, got {data.train.policy}.")
+        return data
 
     @property
     def notes(self) -> list[str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
 class TrainingError(RuntimeError):
@@ -96,6 +96,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"expected {path} as the run wrote it, got a missing or damaged file ({error}). Put a copy there, or remove "
             f"{path.with_name(CHECKPOINT)} to start again."
         ) from error
+
+
+def read_best(folder: str | Path) -> dict[str, Tensor]:
+    """Weights that had the best robust accuracy on validation images, from the folder of a run.
+
+    Raises:
+        TrainingError: If there are none.
+    """
+    return read_checkpoint(Path(folder) / BEST)[0]
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from ..models import Classifier
 from ..randomness import image_keys, step_seed
 from ..spectral import plain_state_dict
 from .arguments import TrainingArguments
-from .checkpoint import CHECKPOINT, TrainingError, content_hash, locked, read_checkpoint, under, write_checkpoint
+from .checkpoint import BEST, CHECKPOINT, TrainingError, content_hash, locked, read_checkpoint, under, write_checkpoint
 from .result import Result, Validation
 
 logger = logging.getLogger(__name__)
@@ -352,7 +352,7 @@ class _Run:
             self.result.best, self.stale = found, 0
             self.best_state = {name: tensor.detach().clone() for name, tensor in state.items()}
             if self.folder is not None and self.accelerator.is_main_process:
-                write_checkpoint(self.folder / "best.safetensors", self.best_state, {"validation": vars(found)})
+                write_checkpoint(self.folder / BEST, self.best_state, {"validation": vars(found)})
         elif self.arguments.patience is not None and self.stale >= self.arguments.patience:
             self.result.stopped = f"robust accuracy on validation has not risen for {self.stale} validations"
         if self.accelerator.is_main_process:
@@ -530,7 +530,7 @@ class _Run:
         self._restore_result()
         if self.result.best is not None and (self.arguments.load_best or self._single_step):
             assert self.folder is not None
-            self.best_state, _ = read_checkpoint(self.folder / "best.safetensors")
+            self.best_state, _ = read_checkpoint(self.folder / BEST)
         return int(progress["step"])
 
     def _restore_result(self) -> None:

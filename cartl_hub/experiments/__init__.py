@@ -1,0 +1,9 @@
+from .cell import Cell as Cell
+from .cell import CellResult as CellResult
+from .cell import ExperimentError as ExperimentError
+from .cell import run_cell as run_cell
+from .plan import Plan as Plan
+from .plan import load_plan as load_plan
+from .results import save_results as save_results
+from .run import run_cells as run_cells
+from .tables import make_tables as make_tables

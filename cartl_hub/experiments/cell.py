@@ -1,0 +1,284 @@
+"""One cell of a table: a source transferred to a target, and what was measured of it."""
+
+import base64
+import hashlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..attacks import APGDT, PGD, Attack
+from ..batchnorm import BatchNormPolicy
+from ..config import to_dict
+from ..evaluation import evaluate
+from ..files import write_file
+from ..finetuner import RobustFineTuner, open_source
+from ..loading import Splits
+from ..methods import Method
+from ..recipe import RecipeData
+from ..report import Accuracy, Report
+from ..training import TrainingArguments, read_best
+from ..weights import weights_sha256
+
+WORST = "worst case"
+FREE = ("checkpoint_every", "checkpoint_minutes", "log_with", "precision")  # these are no part of what a cell is
+
+
+class ExperimentError(RuntimeError):
+    """Cells could not be run; the message says which and why."""
+
+
+def paper_attacks(eps: float = 8 / 255) -> dict[str, Attack]:
+    """PGD-20, CARTL's PGD-100, and APGD-T of 30 steps for each of 3 targets, which makes the worst case; Linf."""
+    pgd = {f"PGD-{steps}": PGD(eps=eps, step_size=eps / 4, steps=steps) for steps in (20, 100)}
+    return {**pgd, "APGD-T": APGDT(eps=eps, steps=30, num_targets=3)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A transfer, and how it is measured.
+
+    Args:
+        source: Bundled id, Hub id, model folder, or name of a timm model.
+        target: Data to fine-tune on and to measure on.
+        method: Transfer method.
+        bn: Batch-norm policy.
+        training: How to train; its seed is the cell's. With more than one validation the best weights are measured too.
+        attacks: By name.
+        num_images: The first test images; all by default.
+    """
+
+    source: str
+    target: RecipeData
+    method: Method
+    bn: BatchNormPolicy
+    training: TrainingArguments
+    attacks: dict[str, Attack] = field(default_factory=paper_attacks)
+    num_images: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All that changes what comes out, as JSON: not where the data lie, nor how often a checkpoint is written."""
+        content = to_dict(self)
+        content["target"].pop("local")
+        for name in FREE:
+            content["training"].pop(name)
+        return json.loads(json.dumps(content))
+
+    def agrees(self, content: Mapping[str, Any]) -> bool:
+        """Whether a result's ``cell`` is this one, as far as both state it."""
+        return _agree(content, self.to_json())
+
+    @property
+    def key(self) -> str:
+        """Name for files: readable, and another for any other cell; an option that is added to the package changes none."""
+        stated = _stated(replace(self, target=replace(self.target, local=None), training=_essential(self.training)))
+        digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:10]
+        blocks = self.method.trained_blocks
+        method = type(self.method).__name__.lower() + ("" if blocks is None else str(blocks))
+        parts = (self.source, method, self.target.id.rpartition("/")[2], f"seed{self.training.seed}", digest)
+        return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Verdicts on the test images, of the weights at one step.
+
+    Args:
+        step: Training steps done.
+        verdicts: "clean", each attack, and "worst case" to bool [N], True where the image is classified correctly.
+    """
+
+    step: int
+    verdicts: dict[str, np.ndarray]
+
+    def accuracy(self, name: str) -> Accuracy:
+        verdict = self.verdicts[name]
+        return Accuracy(int(verdict.sum()), len(verdict))
+
+    @classmethod
+    def of(cls, report: Report, step: int) -> "Measured":
+        return cls(step, report.verdicts.correct | {WORST: report.standing(report.threat)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts for people, bits for paired comparisons."""
+        num_images = len(self.verdicts["clean"])
+        return {
+            "step": self.step,
+            "num_images": num_images,
+            "correct": {name: int(verdict.sum()) for name, verdict in self.verdicts.items()},
+            "verdicts": {
+                name: base64.b64encode(np.packbits(verdict).tobytes()).decode() for name, verdict in self.verdicts.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Measured":
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: If counts and verdicts don't agree.
+        """
+        num_images, verdicts = content["num_images"], {}
+        for name, text in content["verdicts"].items():
+            bits = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+            verdicts[name] = np.unpackbits(bits, count=num_images).astype(bool)
+            if int(verdicts[name].sum()) != content["correct"][name]:
+                raise ValueError(
+                    f"expected {content['correct'][name]} correct verdicts for {name}, as the count says, got "
+                    f"{int(verdicts[name].sum())}; run the cell again."
+                )
+        return cls(content["step"], verdicts)
+
+
+@dataclass(frozen=True, eq=False)
+class CellResult:
+    """What came out for one cell.
+
+    Args:
+        cell: As :meth:`Cell.to_json` states it.
+        last: Of the weights after the last step, as the papers report.
+        best: Of the best weights by robust accuracy on validation images; None where there was no choice.
+        source: Id, weights' hash and training method of the source.
+        data: Number and index hash of the training images, of the validation images and of the test images.
+        validations: Step and accuracies on validation images.
+        made: Command, commit, hardware, precision, durations in seconds, versions, date.
+    """
+
+    cell: dict[str, Any]
+    last: Measured
+    best: Measured | None
+    source: dict[str, Any]
+    data: dict[str, Any]
+    validations: list[dict[str, Any]]
+    made: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        measured = {"last": self.last.to_json(), "best": None if self.best is None else self.best.to_json()}
+        kept = ("cell", "source", "data", "validations", "made")
+        return {"format": 1, **{name: getattr(self, name) for name in kept}, **measured}
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(self.to_json(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "CellResult":
+        """A result from its file.
+
+        Raises:
+            ValueError: If it can't be read.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format") != 1:
+                raise ValueError("expected format 1; upgrade cartl_hub.")
+            last, best = Measured.from_json(content.pop("last")), content.pop("best")
+            return cls(last=last, best=None if best is None else Measured.from_json(best), **content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"expected the result of a cell in {path}: {error!r}.") from error
+
+
+def run_cell(cell: Cell, folder: Path, *, splits: Splits | None = None, command: str | None = None) -> CellResult:
+    """Train and measure one cell; goes on where it was interrupted.
+
+    Args:
+        cell: What to run.
+        folder: Of its checkpoints, finished batches and the model.
+        splits: The target, where it is loaded already.
+        command: That ran this.
+    """
+    target = cell.target
+    tuner = RobustFineTuner(
+        cell.source,
+        splits if splits is not None else target.location,
+        method=cell.method,
+        bn=cell.bn,
+        arguments=cell.training,
+        data_arguments=None if splits is not None else replace(target.read, id=target.id),
+        output_dir=folder,
+    )
+    source = open_source(cell.source).model
+    result = tuner.train()
+    measured: dict[str, Any] = {"attacks": cell.attacks, "num_images": cell.num_images, "curve": None, "checks": False}
+    report = tuner.evaluate(**measured, resume=folder / "evaluation.last")
+    tuner.save()
+    last, best = Measured.of(report, result.steps), None
+    if result.best is not None and len(result.validations) > 1:
+        best = last
+        if result.best.step != result.steps:
+            tuner.model.load_state_dict(read_best(folder))
+            chosen = evaluate(tuner.model, tuner.splits.test, **measured, resume=folder / "evaluation.best")
+            best = Measured.of(chosen, result.best.step)
+    splits, shown = tuner.splits, ("num_images", "index_hash", "fingerprint", "split")
+    return CellResult(
+        cell=cell.to_json(),
+        last=last,
+        best=best,
+        source={"id": cell.source, "weights_sha256": weights_sha256(source), "method": source.lineage.get("method")},
+        data={
+            name: {key: part.description[key] for key in shown if key in part.description}
+            for name, part in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
+        },
+        validations=[asdict(found) for found in result.validations],
+        made={
+            "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "commit": _commit(),
+            "device": result.device,
+            "precision": result.precision,
+            "training_seconds": round(result.seconds, 1),
+            "evaluation_seconds": report.environment["seconds"],
+            "cartl_hub": __version__,
+            "torch": str(torch.__version__),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def _essential(training: TrainingArguments) -> TrainingArguments:
+    """With the default of all that is no part of a cell."""
+    defaults: dict[str, Any] = {entry.name: entry.default for entry in fields(training) if entry.name in FREE}
+    return replace(training, **defaults)
+
+
+def _stated(value: Any) -> Any:
+    """JSON of a choice without the fields that have their default."""
+    if is_dataclass(value) and not isinstance(value, type):
+        defaults = {entry.name: _default(entry) for entry in fields(value)}
+        changed = {name: getattr(value, name) for name, default in defaults.items() if getattr(value, name) != default}
+        return {"name": type(value).__name__} | {name: _stated(item) for name, item in changed.items()}
+    if isinstance(value, Mapping):
+        return {name: _stated(item) for name, item in value.items()}
+    return [_stated(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _default(entry: Field) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def _agree(there: Any, here: Any) -> bool:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        return all(_agree(there[name], here[name]) for name in there.keys() & here.keys())
+    return there == here
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package runs from, with "+" where its code has changes; None outside of one."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", "..", ":!*.json", ":!*.md"], capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + "+" * bool(changed)

@@ -1,0 +1,128 @@
+"""What the tables are run on, in one YAML file."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..batchnorm import BatchNormPolicy
+from ..config import from_dict
+from ..methods import Method
+from ..ranges import check_whole
+from ..recipe import KINDS, RecipeData
+from ..training import Schedule, TrainingArguments
+from .cell import Cell
+
+FROZEN = BatchNormPolicy(extractor_statistics="source", submodel_affine="frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A transfer of the table of targets.
+
+    Args:
+        source_data: Last part of the sources' ids, e.g. "cifar100".
+        target: Data.
+        num_blocks: Blocks to train, and split of the FDM source.
+    """
+
+    source_data: str
+    target: RecipeData
+    num_blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the tables are run on. Sources are named ``{prefix}{network}.{objective}_{source_data}``.
+
+    Args:
+        network: First part of the sources' ids, e.g. "wrn16_2".
+        source_data: Last part, e.g. "cifar100".
+        target: Data of all tables but that of targets.
+        prefix: Where the sources lie, e.g. "my_org/" on the Hub or "models/"; "" for bundled ones.
+        cases: Blocks k that are trained.
+        paper_cases: The paper's cases that stand beside them, in the same order; those of another network, so analogues.
+        sources: Objectives of sources that are used at every k, whatever their split, e.g. "at", "fdm4".
+        seeds: Of training; one cell for each.
+        betas: Of NEFT, in the ablation; the first is that of the other tables.
+        fdm_weights: Of FDM sources, in the ablation; the first is that of the other tables.
+        lwf_weights: Of LwF, in the ablation; LwF of the other tables has 0.005.
+        data_sizes: Numbers of target images.
+        data_size_blocks: Blocks that are trained with few images.
+        pairs: Rows of the table of targets.
+        training: How to fine-tune; its seed is replaced.
+        lwf_training: How to fine-tune with LwF, which CARTL and its authors train without augmentation.
+        num_images: The first test images; all by default.
+    """
+
+    network: str
+    source_data: str
+    target: RecipeData
+    prefix: str = ""
+    cases: tuple[int, ...] = (4, 6, 8)
+    paper_cases: tuple[int, ...] = (4, 6, 8)
+    sources: tuple[str, ...] = ("at",)
+    seeds: tuple[int, ...] = (0,)
+    betas: tuple[float, ...] = (0.4, 0.6, 1.0)
+    fdm_weights: tuple[float, ...] = (0.64, 1.28)
+    lwf_weights: tuple[float, ...] = (0.1, 0.01, 0.005, 0.001)
+    data_sizes: tuple[int, ...] = ()
+    data_size_blocks: int = 4
+    pairs: tuple[Pair, ...] = ()
+    training: TrainingArguments = field(default_factory=TrainingArguments)
+    lwf_training: TrainingArguments = field(
+        default_factory=lambda: TrainingArguments(
+            lr=1e-3, weight_decay=2e-4, nesterov=False, schedule=Schedule(warmup=0.0, decay="constant"), augmentation=None
+        )
+    )
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cases", "sources", "seeds", "betas", "fdm_weights", "lwf_weights"):
+            if not getattr(self, name):
+                raise ValueError(f"expected at least one entry in {name}, got none.")
+        if len(self.cases) != len(self.paper_cases):
+            raise ValueError(f"expected one of paper_cases for each of cases {self.cases}, got {self.paper_cases}.")
+        for number in (*self.cases, *self.data_sizes, self.data_size_blocks):
+            check_whole("each of cases and data_sizes", number, (">=", 1))
+
+    def source(self, objective: str, source_data: str | None = None) -> str:
+        return f"{self.prefix}{self.network}.{objective}_{source_data or self.source_data}"
+
+    def split_at(self, num_blocks: int, weight: float | None = None) -> str:
+        """Objective of the FDM source split before the last ``num_blocks`` blocks."""
+        return f"fdm{num_blocks}" + ("" if weight in (None, self.fdm_weights[0]) else f"w{weight:g}")
+
+    def cells(
+        self, source: str, method: Method, *, bn: BatchNormPolicy = FROZEN, target: RecipeData | None = None, lwf: bool = False
+    ) -> tuple[Cell, ...]:
+        """A cell for each seed."""
+        training = self.lwf_training if lwf else self.training
+        return tuple(
+            Cell(
+                source=source,
+                target=target or self.target,
+                method=method,
+                bn=BatchNormPolicy() if lwf else bn,
+                training=replace(training, seed=seed),
+                num_images=self.num_images,
+            )
+            for seed in self.seeds
+        )
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        ValueError: If the file isn't one; the message names the entry.
+    """
+    try:
+        content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"expected the YAML file of a plan in {path}: {error}") from error
+    try:
+        return from_dict(content, KINDS | {"Plan": Plan, "Pair": Pair}, default="Plan")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,219 @@
+"""The page of results: tables beside the paper's, differences, claims, and the plot of clean against robust accuracy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..files import write_files
+from ..hub import untrained_recipes
+from ..report import paired_bootstrap
+from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION, encode
+from .cell import WORST, Cell, CellResult
+from .plan import Plan
+from .run import find_result
+from .tables import NAMES, Claim, Row, Table, make_tables
+
+TEMPLATE = Path(__file__).parent / "results.md.j2"
+ATTACK = "PGD-100"  # the paper's
+SHOWN = ("clean", ATTACK, WORST)
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy under PGD-100 of one row minus another's, on the same images.
+
+    Args:
+        column: Of the table.
+        seed: Of both cells.
+        middle: The difference, in [-1, 1].
+        low: Lower end of its 95% bootstrap interval.
+        high: Upper end.
+    """
+
+    column: str
+    seed: int
+    middle: float
+    low: float
+    high: float
+
+    @property
+    def seen(self) -> bool:
+        """Whether the interval lies above 0."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        numbers = f"{100 * self.middle:+.2f} points, {100 * self.low:+.2f} to {100 * self.high:+.2f}"
+        return f"{self.column}, seed {self.seed}: {numbers}"
+
+
+def find_results(tables: Sequence[Table], folder: Path) -> dict[str, CellResult]:
+    """Results of all cells that have one, by their keys."""
+    cells = {cell.key: cell for table in tables for cell in table.cells}
+    return {key: found for key, cell in cells.items() if (found := find_result(cell, folder)) is not None}
+
+
+def entry_text(cells: Sequence[Cell], results: Mapping[str, CellResult], weights: str = "last") -> str:
+    """Clean, PGD-100 and worst-case accuracy in %, means over the seeds that were run; "not run" where none was."""
+    found = [results[cell.key] for cell in cells if cell.key in results]
+    measured = [part for part in (getattr(result, weights) for result in found) if part is not None]
+    if not measured:
+        return NOT_RUN if weights == "last" else ""
+    text = " / ".join(f"{100 * np.mean([part.accuracy(name).accuracy for part in measured]):.2f}" for name in SHOWN)
+    return text if len(measured) == len(cells) else f"{text} ({len(measured)} of {len(cells)} seeds)"
+
+
+def differences(table: Table, claim: Claim, results: Mapping[str, CellResult]) -> list[Difference]:
+    """In every column, for every seed of which both cells were run on the same images."""
+    rows = {row.label: row for row in table.rows}
+    better, worse = rows[claim.better], rows[claim.worse]
+    found = []
+    for column in table.columns:
+        for a, b in zip(better.cells.get(column, ()), worse.cells.get(column, ()), strict=True):
+            if a.key in results and b.key in results and a.key != b.key:
+                pair = [results[cell.key] for cell in (a, b)]
+                if pair[0].data["test"] == pair[1].data["test"]:
+                    ours, theirs = (part.last.verdicts[ATTACK] for part in pair)
+                    found.append(Difference(column, a.training.seed, *paired_bootstrap(ours, theirs)))
+    return found
+
+
+def claim_text(claim: Claim, found: Sequence[Difference]) -> str:
+    """What of a claim was seen, plainly."""
+    if not found:
+        return f"{claim.text}: {NOT_RUN}."
+    seen = sum(difference.seen for difference in found)
+    against = sum(difference.high < 0 for difference in found)
+    if seen == len(found):
+        verdict = f"seen in all {len(found)} pairs of cells that were run"
+    elif not seen:
+        verdict = f"**not seen** in any of the {len(found)} pairs of cells that were run"
+    else:
+        verdict = f"seen in {seen} of the {len(found)} pairs of cells that were run"
+    if against:
+        verdict += f"; in {against} **the opposite** is"
+    return f"{claim.text}: {verdict} ({'; '.join(map(str, found))})."
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in the plot: means over the seeds that were run, in [0, 1]."""
+
+    label: str
+    clean: float
+    robust: float
+
+
+def points(tables: Sequence[Table], results: Mapping[str, CellResult]) -> list[Point]:
+    """One for each entry of a table that was run on the whole target, without repetition."""
+    found: dict[tuple[str, ...], Point] = {}
+    for table in (table for table in tables if table.name in ("cases", "ablation", "bn")):
+        for row in table.rows:
+            for column, cells in row.cells.items():
+                measured = [results[cell.key].last for cell in cells if cell.key in results]
+                if measured:
+                    means = (np.mean([part.accuracy(name).accuracy for part in measured]) for name in ("clean", ATTACK))
+                    found.setdefault(tuple(cell.key for cell in cells), Point(f"{row.label}, {column}", *map(float, means)))
+    return list(found.values())
+
+
+def pareto_front(found: Sequence[Point]) -> list[Point]:
+    """Points of which no other is at least as good in both and better in one, from the most robust to the cleanest."""
+    front: list[Point] = []
+    for point in sorted(found, key=lambda point: (-point.robust, -point.clean)):
+        if not front or point.clean > front[-1].clean:
+            front.append(point)
+    return front
+
+
+def area_under(front: Sequence[Point]) -> float:
+    """Share of the unit square of clean and robust accuracy that the front dominates."""
+    cleans = [0.0, *(point.clean for point in front)]
+    return float(sum((right - left) * point.robust for left, right, point in zip(cleans, cleans[1:], front, strict=False)))
+
+
+@matplotlib.rc_context(STYLE)
+def scatter(found: Sequence[Point]) -> Figure:
+    """Robust against clean accuracy, with the Pareto front."""
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    kinds = (("NEFT", VERMILION, "o"), ("LwF", ORANGE, "^"), ("TL", BLUE, "s"))
+    for kind, colour, marker in kinds:
+        chosen = [point for point in found if (kind in point.label) or (kind == "TL" and "affine" in point.label)]
+        if chosen:
+            places = ([100 * point.clean for point in chosen], [100 * point.robust for point in chosen])
+            axes.scatter(*places, color=colour, marker=marker, s=32, label=kind, zorder=3)
+    front = pareto_front(found)
+    axes.step(
+        [100 * point.clean for point in front], [100 * point.robust for point in front], where="pre", color=GREY, linewidth=1.2
+    )
+    for point in front:
+        place = (100 * point.clean, 100 * point.robust)
+        axes.annotate(point.label, place, xytext=(5, 5), textcoords="offset points", fontsize=7, color=GREY)
+    axes.set_xlabel("clean accuracy, %")
+    axes.set_ylabel(f"accuracy under {ATTACK}, %")
+    axes.grid()
+    axes.legend(frameon=False, loc="upper right")
+    axes.margins(0.12)
+    return figure
+
+
+def render_results(plan: Plan, folder: Path, page: Path) -> str:
+    """Text of the page.
+
+    Args:
+        plan: What the tables are run on.
+        folder: Of the results.
+        page: Where it will lie; links are relative to it.
+    """
+    tables = make_tables(plan, NAMES)
+    results = find_results(tables, folder)
+    found = points(tables, results)
+    front = pareto_front(found)
+    untrained = {cell.source for table in tables for cell in table.cells} & untrained_recipes().keys()
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    home = folder.resolve().relative_to(page.resolve().parent)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        plan=plan,
+        tables=[_shown(table, results) for table in tables],
+        num_cells=len({cell.key for table in tables for cell in table.cells}),
+        results=dict(sorted(results.items())),
+        untrained=sorted(untrained),
+        front=front,
+        points=found,
+        area=area_under(front),
+        folder=home.as_posix(),
+        attack=ATTACK,
+        percent=lambda share: f"{100 * share:.2f}",
+    )
+    return text.rstrip() + "\n"
+
+
+def save_results(plan: Plan, folder: Path, page: Path) -> None:
+    """Write the page, and the plot beside the results."""
+    tables = make_tables(plan, NAMES)
+    found = points(tables, find_results(tables, folder))
+    pictures = {f"pareto.{kind}": encode(scatter(found), kind) for kind in ("png", "svg")} if found else {}  # type: ignore[arg-type]
+    write_files({**{folder / name: content for name, content in pictures.items()}, page: render_results(plan, folder, page)})
+
+
+def _shown(table: Table, results: Mapping[str, CellResult]) -> dict:
+    """What the template needs of a table."""
+    claims = [claim_text(claim, differences(table, claim, results)) for claim in table.claims]
+    rows = [(row.label, [_entry(row, column, results) for column in table.columns]) for row in table.rows]
+    return {"title": table.title, "columns": table.columns, "rows": rows, "claims": claims, "notes": table.notes}
+
+
+def _entry(row: Row, column: str, results: Mapping[str, CellResult]) -> str:
+    cells = row.cells.get(column, ())
+    lines = [entry_text(cells, results)]
+    if best := entry_text(cells, results, "best"):
+        lines.append(f"best by validation: {best}")
+    if column in row.paper:
+        lines.append(row.paper[column])
+    return "<br>".join(lines)

@@ -1,0 +1,115 @@
+"""Run cells: those whose result is there are left alone, interrupted ones go on, and one that fails stops no other."""
+
+import logging
+import traceback
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import joblib
+from tqdm.auto import tqdm
+
+from ..data import DataError
+from ..finetuner import open_source
+from ..folder import ModelError, read_config
+from ..hub import find_model, untrained_recipes
+from ..images import ImagePolicy
+from ..loading import Splits, load_splits
+from ..recipe import RecipeData
+from ..training import TrainingError
+from .cell import Cell, CellResult, ExperimentError, run_cell
+
+logger = logging.getLogger(__name__)
+
+
+def run_cells(
+    cells: Iterable[Cell], *, results: str | Path, runs: str | Path = "runs/cells", jobs: int = 1, command: str | None = None
+) -> dict[str, CellResult]:
+    """Run cells that have no result yet; each writes a file of its own when it is done.
+
+    joblib runs them: on this machine in ``jobs`` processes, or wherever the backend of a surrounding
+    ``joblib.parallel_config`` runs them ("dask", "ray"); all of them must see the folders.
+
+    Args:
+        cells: To run; one that occurs twice runs once, one whose source is a recipe only waits.
+        results: Folder of the results.
+        runs: Folder of checkpoints, finished batches and models.
+        jobs: Cells at a time; they share this machine's cores.
+        command: That runs this.
+
+    Returns:
+        All results, by the cells' keys.
+
+    Raises:
+        ExperimentError: After all others are done, if some failed.
+    """
+    results, runs = Path(results), Path(runs)
+    wanted = {cell.key: cell for cell in cells}
+    untrained = untrained_recipes()
+    missing = [cell for cell in wanted.values() if cell.source not in untrained and find_result(cell, results) is None]
+    if waiting := [cell.source for cell in wanted.values() if cell.source in untrained]:
+        logger.warning("%d cells wait for sources that aren't trained yet: %s", len(waiting), ", ".join(sorted(set(waiting))))
+    failed: dict[str, str] = {}
+    work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(
+        joblib.delayed(_run)(cell, results, runs, command) for cell in missing
+    )
+    with tqdm(work, total=len(missing), unit="cell", disable=jobs == 1 or not missing, dynamic_ncols=True) as finished:
+        for key, error in finished:
+            if error is not None:
+                logger.warning("%s failed: %s", key, error)
+                failed[key] = error
+    if failed:
+        listed = "\n".join(f"  {key}: {error}" for key, error in failed.items())
+        raise ExperimentError(f"{len(failed)} of {len(missing)} cells failed; the others are in {results}:\n{listed}")
+    return {key: found for key, cell in wanted.items() if (found := find_result(cell, results)) is not None}
+
+
+def _run(cell: Cell, results: Path, runs: Path, command: str | None) -> tuple[str, str | None]:
+    """One cell in whatever process; returns its key and what went wrong."""
+    try:
+        splits = _load(cell.target, open_source(cell.source).model.image_policy)
+        run_cell(cell, runs / cell.key, splits=splits, command=command).save(result_path(cell, results))
+    except (ModelError, DataError, TrainingError, ValueError, OSError) as error:
+        logger.debug("%s", traceback.format_exc())
+        return cell.key, str(error)
+    return cell.key, None
+
+
+@lru_cache(maxsize=2)
+def _load(target: RecipeData, policy: ImagePolicy) -> Splits:
+    """Read once in each process."""
+    return load_splits(target.location, policy, replace(target.read, id=target.id))
+
+
+def result_path(cell: Cell, results: Path) -> Path:
+    return results / f"{cell.key}.json"
+
+
+def find_result(cell: Cell, results: Path) -> CellResult | None:
+    """The result of a cell; None where it was not run, or its source has other weights now, or a default another value.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = result_path(cell, results)
+    if not path.exists():
+        return None
+    found = CellResult.load(path)
+    if not cell.agrees(found.cell):
+        logger.warning("%s was run with other settings than its name stands for now; it counts as not run.", path)
+        return None
+    weights = _weights(cell.source)
+    if weights is not None and weights != found.source["weights_sha256"]:
+        logger.warning("%s was measured with other weights of %s than it has now; it counts as not run.", path, cell.source)
+        return None
+    return found
+
+
+def _weights(source: str) -> str | None:
+    """Hash of a source's weights as its config states it, where it lies on this machine."""
+    try:
+        folder, _ = find_model(source, local_files_only=True)
+        return read_config(folder).get("cartl_hub", {}).get("weights_sha256")
+    except ModelError:
+        return None
