@@ -133,7 +133,10 @@ def test_a_model_with_the_result_of_the_run_gets_it_again(changes, data, tmp_pat
 
 def test_resuming_with_other_arguments_is_refused(wrn, data, tmp_path):
     train(wrn, FineTuning(), data, arguments=arguments(), output_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"expected the arguments with which .* got others \(arguments\.lr: then 0\.05, now 0\.1\)\. Use the same ones"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected the arguments with which .* got others \(arguments\.lr: then 0\.05, now 0\.1\)\. Use the same ones",
+    ):
         train(make_model("wrn10_1"), FineTuning(), data, arguments=arguments(lr=0.1), output_dir=tmp_path, resume=True)
 
 
