@@ -176,6 +176,13 @@ def finetune(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     data_id: DataId = None,
+    train_images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train on this number of images, stratified; fewer lie among more.", rich_help_panel=DATA),
+    ] = None,
+    train_share: Annotated[
+        float | None, typer.Option(help="Train on this share of the images, in (0, 1].", rich_help_panel=DATA)
+    ] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read the data as a stream.", rich_help_panel=DATA)] = False,
     num_images: NumImages = None,
     output: Annotated[
@@ -214,7 +221,13 @@ def finetune(
             augmentation=Augmentation(flip=flip),
         ),
         data_arguments=DataArguments(
-            image_column=image_column, label_column=label_column, id=data_id, streaming=streaming, seed=seed
+            image_column=image_column,
+            label_column=label_column,
+            id=data_id,
+            train_images=train_images,
+            train_share=train_share,
+            streaming=streaming,
+            seed=seed,
         ),
         output_dir=output,
         push_to_hub=push_to is not None,

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from .data import DataError, ImageData, StreamingData, listed
 from .images import ImagePolicy, policy_to_dict, to_pil
 from .randomness import image_keys, uniform
+from .ranges import check_number, check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ _LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 _LABELS = re.compile(r"u?int\d+|bool|(large_)?string(_view)?|null")  # kinds of column that can hold classes
 _HELD = 512  # validation images of a stream
+_HELD_OUT, _SAMPLED = 100, 102  # streams of random numbers that divide a split, and that order it for a sample
 _LARGE = 3  # times the side of the input, from which on a picture loses most of its detail
 # where the cache of datasets keeps what came from the Hub: owner___name/configuration/version/commit/
 _CACHED = re.compile(r"/(?P<id>[^/]+)/[^/]+/[^/]+/(?P<revision>[0-9a-f]{40})/[^/]+$")
@@ -75,6 +77,9 @@ class DataArguments:
         label_names: For integer labels without names.
         validation_share: Of the training images, split off where there is no validation split.
         test_share: Of the training images, split off where there is no test split.
+        train_images: Train on this number of the images that are left for it, at least one of each class; all by default.
+            Of one seed, fewer lie among more. Validation and test keep their images.
+        train_share: The same as a share, in (0, 1].
         streaming: Read a data set on the Hub or in a folder as a stream.
         shuffle_buffer: Examples from which a stream draws at random.
         seed: Of the splits.
@@ -91,6 +96,8 @@ class DataArguments:
     label_names: tuple[str, ...] | None = None
     validation_share: float = 0.1
     test_share: float = 0.2
+    train_images: int | None = None
+    train_share: float | None = None
     streaming: bool = False
     shuffle_buffer: int = 1000
     seed: int = 0
@@ -99,6 +106,12 @@ class DataArguments:
         for name in ("validation_share", "test_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a share in (0, 1), got {getattr(self, name)}.")
+        if self.train_images is not None and self.train_share is not None:
+            raise ValueError(f"expected train_images or train_share, got both ({self.train_images} and {self.train_share}).")
+        if self.train_images is not None:
+            check_whole("train_images", self.train_images, (">=", 1))
+        if self.train_share is not None:
+            check_number("train_share", self.train_share, (">", 0), ("<=", 1))
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if self.id is not None and (not self.id.strip() or not self.id.isprintable()):
@@ -163,7 +176,7 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
         share: To hold out, in (0, 1); at least one image of each class that has two.
         seed: Which images.
     """
-    draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=100)
+    draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=_HELD_OUT)
     held = []
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()
@@ -173,6 +186,26 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
     mask = torch.ones(len(labels), dtype=torch.bool)
     mask[chosen] = False
     return torch.nonzero(mask).flatten(), chosen
+
+
+def stratified_sample(labels: Tensor, num_images: int, seed: int) -> Tensor:
+    """Indices of some images, each class in proportion and with one image at least; a smaller sample lies in a larger one.
+
+    Each class is in a random order, and an image's place in it, divided by the size of the class, decides when it is taken.
+    (That is Adams's apportionment: classes of one size differ by at most one image.)
+
+    Args:
+        labels: [N].
+        num_images: From the number of classes that occur to N.
+        seed: Which images.
+    """
+    draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=_SAMPLED).double()
+    places = torch.empty_like(draws)
+    for label in labels.unique().tolist():
+        members = torch.nonzero(labels == label).flatten()
+        places[members[draws[members].argsort(stable=True)]] = torch.arange(len(members)).double() / len(members)
+    by_draw = draws.argsort(stable=True)  # which of two classes comes first at the same place
+    return by_draw[places[by_draw].argsort(stable=True)][:num_images].sort().values
 
 
 def index_hash(indices: Tensor) -> str:
@@ -473,6 +506,7 @@ class _Reader:
                 f"no {role} split: {share:.0%} of the training images ({len(chosen)}, stratified, seed {seed}, index hash "
                 f"{index_hash(chosen)}) {use}"
             )
+        kept = self._sampled(train.labels, kept)
         if len(kept) < len(train):
             train = train.subset(kept, index_hash=index_hash(kept))
         present = set(train.labels.tolist())
@@ -486,7 +520,29 @@ class _Reader:
         train.description["fingerprint"] = train.fingerprint()
         return Splits(train, parts["validation"], parts["test"], tuple(self.notes))
 
+    def _sampled(self, labels: Tensor, kept: Tensor) -> Tensor:
+        """Those of the ``kept`` images that are trained on."""
+        arguments, most, classes = self.arguments, len(kept), len(labels[kept].unique())
+        if arguments.train_images is None and arguments.train_share is None:
+            return kept
+        number = arguments.train_images or max(classes, round((arguments.train_share or 1) * most))
+        if not classes <= number <= most:
+            raise DataError(
+                f"expected train_images from {classes}, one for each class, to {most}, the images that are left for training; "
+                f"got {number}."
+            )
+        chosen = kept[stratified_sample(labels[kept], number, arguments.seed)]
+        self._note(
+            f"training on {number:,} of {most:,} images, stratified, seed {arguments.seed}, index hash {index_hash(chosen)}"
+        )
+        return chosen
+
     def _stream(self, roles: Mapping[str, Any], image: str, label: str) -> Splits:
+        if self.arguments.train_images or self.arguments.train_share:
+            raise DataError(
+                "expected data that are not a stream for train_images and train_share, which choose among all labels; got a "
+                "stream. Leave streaming out, or these."
+            )
         streams = {}
         for role, split in roles.items():
             stream = split.to_iterable_dataset() if isinstance(split, Dataset) else split

@@ -61,11 +61,13 @@ def test_help_does_not_import_torch():
 
 def test_main_job(photos, source, tmp_path):
     options = ["--method", "finetune", "--num-blocks", 1, "--epochs", 1, "--batch-size", 4, "--precision", "fp32"]
+    options += ["--train-share", 0.5]
     result = run("finetune", source, photos, *options, "--num-images", 2, "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output
     model = tmp_path / "run" / "model"
     assert str(model) in result.output
     assert (model / "report.html").exists()
+    assert "training on 7 of 14 images" in (model / "README.md").read_text()
     named = run("predict", model, photos / "dark" / "1.png", "--top", 1)
     assert re.search(r"1\.png: (bright|dark) \d+\.\d%", named.output)
     measured = run("evaluate", model, photos, "--seed", 5, "--output", tmp_path / "report")

@@ -17,7 +17,7 @@ from PIL import Image as Picture
 from cartl_hub import loading
 from cartl_hub.data import DataError, StreamingData
 from cartl_hub.images import ImagePolicy
-from cartl_hub.loading import DataArguments, index_hash, load_splits, load_test_split, stratified_split
+from cartl_hub.loading import DataArguments, index_hash, load_splits, load_test_split, stratified_sample, stratified_split
 
 POLICY = ImagePolicy(size=(8, 8))
 SHARED = Path(__file__).parent / "../../shared/data"
@@ -122,6 +122,60 @@ def test_stratified_split_keeps_the_shares_of_the_classes():
     assert sorted(torch.cat([kept, held]).tolist()) == list(range(1000))
     assert labels[held].bincount(minlength=4).tolist() == [70, 29, 1, 0]
     assert index_hash(held) == index_hash(held.flip(0)) != index_hash(kept)
+
+
+def test_samples_are_nested_balanced_and_of_their_seed():
+    labels = (torch.arange(100) % 10)[torch.randperm(100)]
+    smaller: set[int] = set()
+    for number in range(10, 101):
+        sample = stratified_sample(labels, number, 3)
+        counts = labels[sample].bincount(minlength=10)
+        assert len(set(sample.tolist())) == number
+        assert int(counts.max() - counts.min()) <= 1
+        assert smaller <= set(sample.tolist())
+        smaller = set(sample.tolist())
+    assert len({index_hash(stratified_sample(labels, 20, seed)) for seed in range(5)}) == 5
+    unbalanced = torch.cat([torch.zeros(700), torch.ones(290), torch.full((10,), 2.0)]).long()
+    assert unbalanced[stratified_sample(unbalanced, 100, 0)].bincount().tolist() == [70, 29, 1]
+    assert unbalanced[stratified_sample(unbalanced, 3, 0)].bincount().tolist() == [1, 1, 1]
+
+
+def test_training_on_a_part_of_the_images():
+    whole, few, more = read(table(90)), read(table(90), train_images=9), read(table(90), train_share=0.5)
+    assert [len(splits.train) for splits in (whole, few, more)] == [66, 9, 33]
+    assert set(images_of(few.train)) < set(images_of(more.train)) < set(images_of(whole.train))
+    assert few.train.labels.bincount().tolist() == [3, 3, 3]
+    for part in ("validation", "test"):
+        assert torch.equal(getattr(few, part).images, getattr(whole, part).images)
+    assert few.notes[:2] == whole.notes
+    assert few.notes[2] == (f"training on 9 of 66 images, stratified, seed 0, index hash {few.train.description['index_hash']}")
+    assert few.train.description["num_images"] == 9
+    assert few.train.description["fingerprint"] == few.train.fingerprint() != whole.train.fingerprint()
+    assert len(read(table(90), train_share=0.001).train) == 3  # one of each class
+    assert torch.equal(read(table(90), train_share=1).train.images, whole.train.images)
+
+
+@pytest.mark.parametrize("number", [2, 67])
+def test_too_few_or_too_many_images_to_train_on(number):
+    with pytest.raises(DataError, match=f"expected train_images from 3, one for each class, to 66, .*; got {number}"):
+        read(table(90), train_images=number)
+    with pytest.raises(DataError, match="expected data that are not a stream for train_images and train_share"):
+        read(table(90).to_iterable_dataset(), train_images=number)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_images": 0}, "train_images must be >= 1, got 0"),
+        ({"train_images": 2.5}, "train_images must be a whole number, got 2.5"),
+        ({"train_share": 0.0}, "train_share must be > 0 and <= 1, got 0.0"),
+        ({"train_share": 10}, "train_share must be > 0 and <= 1, got 10"),
+        ({"train_images": 9, "train_share": 0.1}, r"expected train_images or train_share, got both \(9 and 0.1\)"),
+    ],
+)
+def test_number_and_share_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments(**options)
 
 
 @pytest.mark.parametrize(
