@@ -96,6 +96,25 @@ def last_blocks(model: Classifier, num_blocks: int | None) -> list[Block]:
     return blocks[-num_blocks:]
 
 
+def count_blocks(model: Classifier, num_residual: int) -> int:
+    """The ``num_blocks`` that is the classifier and so many residual blocks before it, with the norms between them.
+
+    Args:
+        model: With a classifier.
+        num_residual: Blocks with a convolution or linear layer, but for the classifier; 0 is the classifier alone.
+
+    Raises:
+        ValueError: If the model has fewer.
+    """
+    before = list_blocks(model)[-2:0:-1]
+    weighted = [place for place, block in enumerate(before, 1) if any(p.ndim > 1 for p in block.parameters.values())]
+    if not 0 <= num_residual <= len(weighted):
+        raise ValueError(
+            f"expected at most the {len(weighted)} residual blocks that this {model.architecture} has, got {num_residual}."
+        )
+    return 1 + (weighted[num_residual - 1] if num_residual else 0)
+
+
 @contextmanager
 def trained_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Train these parameters and no others of ``model``."""

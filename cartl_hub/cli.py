@@ -692,6 +692,60 @@ def reproduce(
         typer.echo(f"Written: {page}")
 
 
+@app.command(
+    epilog="Example: cartl-hub sweep wrn16_2.fdm4_cifar100 wrn16_2.natural_cifar100 --data my_photos --num-images 100,400,all"
+)
+def sweep(
+    sources: Annotated[list[str], typer.Argument(help="Sources; differences are from the last one.")],
+    data: Annotated[str, typer.Option(help="Folder of images, parquet file or folder, or Hub id.")],
+    blocks: Annotated[
+        str, typer.Option(help="Residual blocks that are trained; 0: the classifier, all: everything.")
+    ] = "0,1,3,all",
+    num_images: Annotated[
+        str, typer.Option(help="Numbers of target images; all: all of them.")
+    ] = "100,200,400,800,1600,3200,6400",
+    seeds: Annotated[str, typer.Option(help="Of images, classifier and training.")] = "0,1,2",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 150,
+    lr: Annotated[float, typer.Option(help="Learning rate; a tenth of it after each third.")] = 0.1,
+    validate_every: Annotated[int, typer.Option(min=1, help="Epochs between points of the curve against epochs.")] = 10,
+    test_images: Annotated[int | None, typer.Option(min=1, help="First test images that are measured; by default all.")] = None,
+    data_id: DataId = None,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the training images.")] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; they share the cores.")] = 1,
+    output: Annotated[Path, typer.Option(help="Folder of results, tables and plots.")] = Path("runs/sweep"),
+) -> None:
+    """Fine-tune sources at several depths on several numbers of images, and plot accuracy against both and against epochs.
+
+    Cells that are done are left alone, interrupted ones go on. Chen et al. call it TL, Utrera et al. (2020) swept it.
+    """
+    from dataclasses import replace
+
+    from .data import Augmentation
+    from .experiments import Sweep, run_sweep
+    from .recipe import RecipeData
+
+    wanted = Sweep(sources=tuple(sources), target=RecipeData(id=data_id or data, local=data))
+    training = replace(wanted.training, epochs=epochs, lr=lr, validate_every=validate_every, augmentation=Augmentation(flip=flip))
+    chosen = replace(
+        wanted,
+        blocks=_counts("--blocks", blocks),
+        num_images=_counts("--num-images", num_images),
+        seeds=tuple(seed for seed in _counts("--seeds", seeds) if seed is not None),
+        training=training,
+        test_images=test_images,
+    )
+    table = run_sweep(chosen, output, jobs=jobs, command=_command())
+    typer.echo(f"{len(table)} cells: {output / 'sweep.csv'}, plots beside it")
+
+
+def _counts(option: str, text: str) -> tuple[int | None, ...]:
+    """Whole numbers separated by commas; "all" is None."""
+    try:
+        return tuple(None if part.strip() == "all" else int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected whole numbers, or all, separated by commas for {option}, got {text!r}.") from None
+
+
 @app.command(epilog="Example: cartl-hub card model_cards/wrn16_2.fdm4_cifar100")
 def card(folder: Annotated[Path, typer.Argument(help="Model folder.", exists=True, file_okay=False)]) -> None:
     """Write the card of a model folder again, from its config and its report."""

@@ -6,4 +6,6 @@ from .plan import Plan as Plan
 from .plan import load_plan as load_plan
 from .results import save_results as save_results
 from .run import run_cells as run_cells
+from .sweep import Sweep as Sweep
+from .sweep import run_sweep as run_sweep
 from .tables import make_tables as make_tables

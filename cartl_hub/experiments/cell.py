@@ -53,9 +53,10 @@ class Cell:
         target: Data to fine-tune on and to measure on.
         method: Transfer method.
         bn: Batch-norm policy.
-        training: How to train; its seed is the cell's. With more than one validation the best weights are measured too.
+        training: How to train; its seed is the cell's.
         attacks: By name.
         num_images: The first test images; all by default.
+        best: Measure the best weights by validation too, where there was more than one validation.
     """
 
     source: str
@@ -65,6 +66,7 @@ class Cell:
     training: TrainingArguments
     attacks: dict[str, Attack] = field(default_factory=paper_attacks)
     num_images: int | None = None
+    best: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """All that changes what comes out, as JSON: not where the data lie, nor how often a checkpoint is written."""
@@ -188,13 +190,16 @@ class CellResult:
             raise ValueError(f"expected the result of a cell in {path}: {error!r}.") from error
 
 
-def run_cell(cell: Cell, folder: Path, *, splits: Splits | None = None, command: str | None = None) -> CellResult:
+def run_cell(
+    cell: Cell, folder: Path, *, splits: Splits | None = None, keep: bool = True, command: str | None = None
+) -> CellResult:
     """Train and measure one cell; goes on where it was interrupted.
 
     Args:
         cell: What to run.
         folder: Of its checkpoints, finished batches and the model.
         splits: The target, where it is loaded already.
+        keep: Write the model with its card and report into ``folder / "model"``.
         command: That ran this.
     """
     target = cell.target
@@ -211,9 +216,10 @@ def run_cell(cell: Cell, folder: Path, *, splits: Splits | None = None, command:
     result = tuner.train()
     measured: dict[str, Any] = {"attacks": cell.attacks, "num_images": cell.num_images, "curve": None, "checks": False}
     report = tuner.evaluate(**measured, resume=folder / "evaluation.last")
-    tuner.save()
+    if keep:
+        tuner.save()
     last, best = Measured.of(report, result.steps), None
-    if result.best is not None and len(result.validations) > 1:
+    if cell.best and result.best is not None and len(result.validations) > 1:
         best = last
         if result.best.step != result.steps:
             tuner.model.load_state_dict(read_best(folder))

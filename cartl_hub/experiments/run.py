@@ -1,6 +1,7 @@
 """Run cells: those whose result is there are left alone, interrupted ones go on, and one that fails stops no other."""
 
 import logging
+import shutil
 import traceback
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,7 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 def run_cells(
-    cells: Iterable[Cell], *, results: str | Path, runs: str | Path = "runs/cells", jobs: int = 1, command: str | None = None
+    cells: Iterable[Cell],
+    *,
+    results: str | Path,
+    runs: str | Path = "runs/cells",
+    keep: bool = True,
+    jobs: int = 1,
+    command: str | None = None,
 ) -> dict[str, CellResult]:
     """Run cells that have no result yet; each writes a file of its own when it is done.
 
@@ -35,6 +42,7 @@ def run_cells(
         cells: To run; one that occurs twice runs once, one whose source is a recipe only waits.
         results: Folder of the results.
         runs: Folder of checkpoints, finished batches and models.
+        keep: Leave a cell's model and checkpoints in ``runs`` when it is done.
         jobs: Cells at a time; they share this machine's cores.
         command: That runs this.
 
@@ -52,7 +60,7 @@ def run_cells(
         logger.warning("%d cells wait for sources that aren't trained yet: %s", len(waiting), ", ".join(sorted(set(waiting))))
     failed: dict[str, str] = {}
     work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(
-        joblib.delayed(_run)(cell, results, runs, command) for cell in missing
+        joblib.delayed(_run)(cell, results, runs, keep, command) for cell in missing
     )
     with tqdm(work, total=len(missing), unit="cell", disable=jobs == 1 or not missing, dynamic_ncols=True) as finished:
         for key, error in finished:
@@ -65,11 +73,13 @@ def run_cells(
     return {key: found for key, cell in wanted.items() if (found := find_result(cell, results)) is not None}
 
 
-def _run(cell: Cell, results: Path, runs: Path, command: str | None) -> tuple[str, str | None]:
+def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None) -> tuple[str, str | None]:
     """One cell in whatever process; returns its key and what went wrong."""
     try:
         splits = _load(cell.target, open_source(cell.source).model.image_policy)
-        run_cell(cell, runs / cell.key, splits=splits, command=command).save(result_path(cell, results))
+        run_cell(cell, runs / cell.key, splits=splits, keep=keep, command=command).save(result_path(cell, results))
+        if not keep:
+            shutil.rmtree(runs / cell.key)
     except (ModelError, DataError, TrainingError, ValueError, OSError) as error:
         logger.debug("%s", traceback.format_exc())
         return cell.key, str(error)

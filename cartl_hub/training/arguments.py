@@ -72,7 +72,8 @@ class TrainingArguments:
         augmentation: None for none.
         seed: Of order, augmentation, random starts and dropout; any that 64 bits hold.
         validate_every: Epochs between validations.
-        validation_attack: Whose robust accuracy chooses the best checkpoint.
+        validation_attack: Whose robust accuracy chooses the best checkpoint; with None clean accuracy does, for sources that
+            aren't robust.
         validation_images: Validation images it is run on, at most.
         patience: Validations without a better robust accuracy after which training stops; None for never.
         load_best: Return the best weights by validation robust accuracy rather than the last.
@@ -101,7 +102,7 @@ class TrainingArguments:
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     seed: int = 0
     validate_every: int = 1
-    validation_attack: Attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
+    validation_attack: Attack | None = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
     validation_images: int = 512
     patience: int | None = None
     load_best: bool = False
@@ -135,8 +136,8 @@ class TrainingArguments:
             raise ValueError(f"schedule must be a Schedule, such as Schedule(decay='linear'), got {self.schedule!r}.")
         if not isinstance(self.augmentation, Augmentation | None):
             raise ValueError(f"augmentation must be an Augmentation or None, got {self.augmentation!r}.")
-        if not isinstance(self.validation_attack, Attack):
-            raise ValueError(f"validation_attack must be an attack, such as PGD(...), got {self.validation_attack!r}.")
+        if not isinstance(self.validation_attack, Attack | None):
+            raise ValueError(f"validation_attack must be an attack, such as PGD(...), or None, got {self.validation_attack!r}.")
         if isinstance(self.validation_attack, NFGSM):
             raise ValueError("validation_attack must stay in its ball, and NFGSM does not; use PGD.")
 

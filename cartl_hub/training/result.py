@@ -5,12 +5,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracies on validation images, in [0, 1]."""
+    """Accuracies on validation images, in [0, 1]; robust accuracy where there is a validation attack."""
 
     step: int
     clean_acc: float
-    robust_acc: float
+    robust_acc: float | None = None
     fgsm_acc: float | None = None
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """The larger, the better: robust accuracy decides where it is known, then clean accuracy."""
+        return (0.0 if self.robust_acc is None else self.robust_acc), self.clean_acc
 
 
 @dataclass
@@ -24,7 +29,8 @@ class Result:
         seconds: Spent in the loop, over all resumed parts.
         images_per_second: Training images per second, over all resumed parts.
         validations: In the order of the steps.
-        best: The validation with the highest robust accuracy, on whose weights ``load_best`` settles.
+        best: The validation with the highest robust accuracy, or clean accuracy without a validation attack; ``load_best``
+            settles on its weights.
         stopped: Why it ended early, or None.
         weights: Which weights the model has now: "last" or "best".
         device: Where it ran.

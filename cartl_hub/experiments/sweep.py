@@ -1,0 +1,301 @@
+"""How transfer depends on the source, the blocks that are trained, the number of images and the epochs (Utrera et al.,
+"Adversarially-trained deep nets transfer better", 2020, https://arxiv.org/abs/2007.05869)."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from ..attacks import PGD, Attack
+from ..batchnorm import BatchNormPolicy
+from ..blocks import count_blocks
+from ..files import write_files
+from ..finetuner import open_untrained
+from ..methods import FineTuning
+from ..ranges import check_whole
+from ..recipe import RecipeData
+from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION, encode
+from ..training import Schedule, TrainingArguments
+from .cell import Cell, CellResult
+from .run import run_cells
+
+COLOURS = (VERMILION, BLUE, ORANGE, "#009E73", "#CC79A7", GREY)
+WHOLE = "all"
+
+
+def _thirds() -> TrainingArguments:
+    """The paper's: SGD with lr 0.1, a tenth of it after each third, 150 epochs."""
+    schedule = Schedule(warmup=0.0, decay="steps", milestones=(1 / 3, 2 / 3), gamma=0.1)
+    return TrainingArguments(epochs=150, lr=0.1, schedule=schedule, nesterov=False, precision="fp32", validation_attack=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Every source with every depth on every number of images, by natural fine-tuning with frozen source statistics.
+
+    Args:
+        sources: Ids, folders or timm names; the last one is that which differences are from, the natural one as a rule.
+        target: Data to transfer to.
+        blocks: Residual blocks that are trained with the classifier, and the norm between them; None is the whole network.
+        num_images: Numbers of target images, stratified, each set inside the larger ones; None is all.
+        seeds: Of the choice of images, the classifier and training; one cell for each.
+        training: How to train; its seed is replaced. The paper's by default.
+        attacks: By name.
+        test_images: The first test images; all by default.
+
+    Raises:
+        ValueError: On empty or wrong entries.
+    """
+
+    sources: tuple[str, ...]
+    target: RecipeData
+    blocks: tuple[int | None, ...] = (0, 1, 3, 9, None)
+    num_images: tuple[int | None, ...] = (100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, None)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    training: TrainingArguments = field(default_factory=_thirds)
+    attacks: dict[str, Attack] = field(default_factory=lambda: {"PGD-20": PGD(eps=8 / 255, step_size=2 / 255, steps=20)})
+    test_images: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("sources", "blocks", "num_images", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"expected different entries in {name}, at least one, got {values}.")
+        for name, low in (("blocks", 0), ("num_images", 1)):
+            for value in getattr(self, name):
+                if value is not None:
+                    check_whole(f"each of {name}", value, (">=", low))
+
+    def cells(self) -> dict[tuple[str, str, int | None, int], Cell]:
+        """By source, blocks ("all" is the whole network), number of images and seed.
+
+        Raises:
+            ValueError: If a source has fewer blocks.
+        """
+        depths = {source: self._depths(source) for source in self.sources}
+        return {
+            (source, WHOLE if blocks is None else str(blocks), number, seed): Cell(
+                source=source,
+                target=replace(self.target, read=replace(self.target.read, train_images=number, seed=seed)),
+                method=FineTuning(num_blocks=depths[source][blocks]),
+                bn=BatchNormPolicy(),
+                training=replace(self.training, seed=seed),
+                attacks=self.attacks,
+                num_images=self.test_images,
+                best=False,
+            )
+            for number in self.num_images  # data outermost: they are read once for all cells that share them
+            for seed in self.seeds
+            for blocks in self.blocks
+            for source in self.sources
+        }
+
+    def _depths(self, source: str) -> dict[int | None, int | None]:
+        model = open_untrained(source)
+        return {blocks: None if blocks is None else count_blocks(model, blocks) for blocks in self.blocks}
+
+
+def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str | None = None) -> pd.DataFrame:
+    """Run what is missing of a sweep; write its table and its plots.
+
+    The folder then holds ``sweep.csv`` and ``sweep.parquet`` (a row for each cell), ``epochs.csv`` (validation accuracy after
+    each validation), ``saved.csv`` (images and epochs that a source needs for the accuracy of the last one) and the plots, as
+    PNG and SVG. joblib runs the cells, in the backend of a surrounding ``joblib.parallel_config`` where there is one.
+
+    Args:
+        sweep: What to run.
+        folder: Of everything; run again after an interruption, it goes on.
+        jobs: Cells at a time.
+        command: That runs this.
+
+    Returns:
+        The rows of ``sweep.csv``.
+
+    Raises:
+        ExperimentError: After all others are done, if cells failed.
+    """
+    folder = Path(folder)
+    cells = sweep.cells()
+    results = run_cells(cells.values(), results=folder / "cells", runs=folder / "runs", keep=False, jobs=jobs, command=command)
+    found = {place: results[cell.key] for place, cell in cells.items() if cell.key in results}
+    table, epochs = sweep_table(found), epochs_table(found, sweep)
+    save_sweep(table, epochs, sweep.sources[-1], folder)
+    return table
+
+
+Found = Mapping[tuple[str, str, int | None, int], CellResult]
+
+
+def sweep_table(found: Found) -> pd.DataFrame:
+    """A row for each cell: source, blocks, number of images, seed, accuracies in [0, 1], number of test images."""
+    rows = []
+    for (source, blocks, _, seed), result in found.items():
+        place = {"source": source, "blocks": blocks, "num_images": result.data["train"]["num_images"], "seed": seed}
+        verdicts = result.last.verdicts
+        accuracies = {name: result.last.accuracy(name).accuracy for name in verdicts}
+        rows.append(place | accuracies | {"test_images": len(verdicts["clean"]), "steps": result.last.step})
+    return pd.DataFrame(rows)
+
+
+def epochs_table(found: Found, sweep: Sweep) -> pd.DataFrame:
+    """A row for each validation: its epoch and the clean accuracy on the validation images, in [0, 1]."""
+    rows = []
+    for (source, blocks, _, seed), result in found.items():
+        number = result.data["train"]["num_images"]
+        per_epoch = max(1, number // sweep.training.batch_size)
+        place = {"source": source, "blocks": blocks, "num_images": number, "seed": seed}
+        rows += [place | {"epoch": one["step"] / per_epoch, "clean": one["clean_acc"]} for one in result.validations]
+    return pd.DataFrame(rows, columns=["source", "blocks", "num_images", "seed", "epoch", "clean"])
+
+
+def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, reference: str, folder: Path) -> None:
+    """Write tables and plots.
+
+    Args:
+        table: As :func:`sweep_table` makes it.
+        epochs: As :func:`epochs_table` makes it.
+        reference: Source that differences are from.
+        folder: Made where it doesn't exist.
+    """
+    saved = saved_images(table, reference)
+    figures = {"accuracy": against_images(table, "clean"), "difference": difference_from(table, reference, "clean")}
+    figures |= {f"accuracy_{name}": against_images(table, name) for name in _attacks(table)}
+    if len(epochs):
+        figures["epochs"] = against_epochs(epochs)
+    contents: dict[Path, bytes | str] = {
+        folder / f"{name}.{kind}": encode(figure, kind)  # type: ignore[arg-type]
+        for name, figure in figures.items()
+        for kind in ("png", "svg")
+    }
+    tables = {"sweep": table, "epochs": epochs, "saved": saved}
+    contents |= {folder / f"{name}.csv": part.to_csv(index=False) for name, part in tables.items()}
+    contents[folder / "sweep.parquet"] = table.to_parquet(index=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(contents)
+
+
+def saved_images(table: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """How many images each source needs for the clean accuracy that the reference has with a given number.
+
+    Means over seeds, interpolated linearly in the logarithm of the number of images. Where even the smallest number is enough,
+    that one stands with ``at_most``, and where none is, nothing.
+
+    Returns:
+        Rows of source, blocks, num_images (of the reference), clean, needed, factor (num_images / needed), at_most.
+    """
+    rows = []
+    means = table.groupby(["source", "blocks", "num_images"])["clean"].mean()
+    for source in (source for source in dict.fromkeys(table["source"]) if source != reference):
+        for blocks in dict.fromkeys(table["blocks"]):
+            if (source, blocks) not in means.index.droplevel(2) or (reference, blocks) not in means.index.droplevel(2):
+                continue
+            own, theirs = means[source, blocks], means[reference, blocks]
+            for number, accuracy in theirs.items():
+                needed, at_most = _reached(own.index.to_numpy(), own.to_numpy(), accuracy)
+                row = {"source": source, "blocks": blocks, "num_images": number, "clean": accuracy, "needed": needed}
+                rows.append(row | {"factor": number / needed, "at_most": at_most})
+    return pd.DataFrame(rows, columns=["source", "blocks", "num_images", "clean", "needed", "factor", "at_most"])
+
+
+def _reached(numbers: np.ndarray, accuracies: np.ndarray, wanted: float) -> tuple[float, bool]:
+    """The smallest number with which an accuracy is reached, NaN if it never is; whether a smaller one might do too."""
+    if accuracies[0] >= wanted:
+        return float(numbers[0]), True
+    above = np.flatnonzero(accuracies >= wanted)
+    if not len(above):
+        return math.nan, False
+    right = above[0]
+    share = (wanted - accuracies[right - 1]) / (accuracies[right] - accuracies[right - 1])
+    low, high = np.log(numbers[right - 1 : right + 1])
+    return float(np.exp(low + share * (high - low))), False
+
+
+def _attacks(table: pd.DataFrame) -> list[str]:
+    places = ("source", "blocks", "num_images", "seed", "clean", "worst case", "test_images", "steps")
+    return [name for name in table.columns if name not in places]
+
+
+# Plots
+
+
+@matplotlib.rc_context(STYLE)
+def against_images(table: pd.DataFrame, measure: str) -> Figure:
+    """Accuracy against the number of images, a panel for each depth, means over seeds with 95% bands."""
+
+    def draw(axes: Axes, part: pd.DataFrame) -> None:
+        for source, colour in _coloured(table):
+            _band(axes, part[part["source"] == source].groupby("num_images")[measure], source, colour)
+
+    name = "clean accuracy" if measure == "clean" else f"accuracy under {measure}"
+    return _panels(table, draw, "target images", f"{name}, %", log=True)
+
+
+@matplotlib.rc_context(STYLE)
+def difference_from(table: pd.DataFrame, reference: str, measure: str) -> Figure:
+    """Accuracy minus that of the reference with the same images, seed by seed, as :func:`against_images`."""
+    places = ["blocks", "num_images", "seed"]
+    theirs = table[table["source"] == reference].set_index(places)[measure]
+    others = table[table["source"] != reference]
+    paired = others.assign(**{measure: others[measure] - theirs.reindex(pd.MultiIndex.from_frame(others[places])).to_numpy()})
+
+    def draw(axes: Axes, part: pd.DataFrame) -> None:
+        axes.axhline(0, color=GREY, linewidth=1)
+        for source, colour in _coloured(table):
+            rows = part[(part["source"] == source) & part[measure].notna()]
+            if len(rows):
+                _band(axes, rows.groupby("num_images")[measure], source, colour)
+
+    return _panels(
+        paired if len(paired) else table, draw, "target images", f"accuracy minus that from\n{reference}, points", log=True
+    )
+
+
+@matplotlib.rc_context(STYLE)
+def against_epochs(epochs: pd.DataFrame) -> Figure:
+    """Validation accuracy against the epoch with the largest number of images, as :func:`against_images`."""
+    most = epochs["num_images"].max()
+
+    def draw(axes: Axes, part: pd.DataFrame) -> None:
+        for source, colour in _coloured(epochs):
+            _band(axes, part[part["source"] == source].groupby("epoch")["clean"], source, colour)
+
+    return _panels(epochs[epochs["num_images"] == most], draw, f"epoch ({most:,} images)", "validation accuracy, %", log=False)
+
+
+def _panels(
+    table: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None], horizontal: str, vertical: str, *, log: bool
+) -> Figure:
+    depths = list(dict.fromkeys(table["blocks"]))
+    figure = Figure(figsize=(1.2 + 2.7 * len(depths), 3.6), layout="constrained")
+    for axes, blocks in zip(figure.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True):
+        draw(axes, table[table["blocks"] == blocks])
+        axes.set_title({"0": "classifier", "1": "1 block", WHOLE: "all blocks"}.get(blocks, f"{blocks} blocks"), fontsize=10)
+        axes.set_xlabel(horizontal)
+        axes.grid(axis="y")
+        if log:
+            axes.set_xscale("log")
+    figure.axes[0].set_ylabel(vertical)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _band(axes: Axes, groups: "pd.core.groupby.SeriesGroupBy", label: str, colour: str) -> None:
+    """Means in percent, with the 95% interval of Student's t over seeds where there are several."""
+    number, mean = groups.count(), 100 * groups.mean()
+    half = 100 * groups.std() / np.sqrt(number) * stats.t.ppf(0.975, np.maximum(number - 1, 1))
+    axes.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, linewidth=1.5, label=label)
+    axes.fill_between(mean.index, mean - half.fillna(0), mean + half.fillna(0), color=colour, alpha=0.2, linewidth=0)
+
+
+def _coloured(table: pd.DataFrame) -> Sequence[tuple[str, str]]:
+    """Each source with its colour, the same in every plot."""
+    sources = list(dict.fromkeys(table["source"]))
+    return [(source, COLOURS[place % len(COLOURS)]) for place, source in enumerate(sources)]

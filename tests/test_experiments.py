@@ -1,0 +1,397 @@
+import json
+import re
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_model
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from typer.testing import CliRunner
+
+from cartl_hub import NEFT, PGD, BatchNormPolicy, FineTuning, TrainingArguments, load_model, save_model
+from cartl_hub.blocks import count_blocks, list_blocks
+from cartl_hub.cli import app
+from cartl_hub.experiments import (
+    Cell,
+    CellResult,
+    ExperimentError,
+    Plan,
+    Sweep,
+    load_plan,
+    make_tables,
+    run_cells,
+    run_sweep,
+    save_results,
+)
+from cartl_hub.experiments import cell as cell_module
+from cartl_hub.experiments import run as run_module
+from cartl_hub.experiments.cell import WORST, Measured
+from cartl_hub.experiments.results import Point, area_under, claim_text, differences, pareto_front, render_results
+from cartl_hub.experiments.run import find_result, result_path
+from cartl_hub.experiments.sweep import against_images, difference_from, saved_images
+from cartl_hub.experiments.tables import ABLATION, BATCH_NORM, CASES, NAMES
+from cartl_hub.recipe import RecipeData
+from cartl_hub.weights import weights_sha256
+
+ROOT = Path(__file__).parents[1]
+PLAN = ROOT / "model_cards" / "results" / "plan.yaml"
+QUICK = {"PGD-100": PGD(eps=8 / 255, step_size=8 / 255, steps=1)}
+TRAINING = TrainingArguments(epochs=1, batch_size=8, precision="fp32", validation_attack=None)
+
+
+@pytest.fixture
+def target(tmp_path):
+    """24 training and 10 test pictures of two classes, in parquet files."""
+    features = Features({"image": Image(), "label": ClassLabel(names=["bright", "dark"])})
+    for split, number in (("train", 24), ("test", 10)):
+        shades = [200 + k if k % 2 == 0 else 50 + k for k in range(number)]
+        pictures = [PILImage.new("RGB", (32, 32), (shade, 90, shade)) for shade in shades]
+        content = {"image": pictures, "label": [k % 2 for k in range(number)]}
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Dataset.from_dict(content, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    return RecipeData(id="toy/shades", local=str(tmp_path / "data"))
+
+
+@pytest.fixture
+def source(tmp_path):
+    return str(save_model(make_model("wrn10_1"), tmp_path / "models" / "wrn10_1.at_toy"))
+
+
+@pytest.fixture
+def make_cell(source, target):
+    def make(**changes):
+        chosen = {"source": source, "target": target, "method": FineTuning(num_blocks=1), "bn": BatchNormPolicy()}
+        return Cell(**chosen | {"training": TRAINING, "attacks": QUICK} | changes)
+
+    return make
+
+
+# Cells
+
+
+def test_a_cell_is_what_changes_its_result(make_cell, target):
+    cell = make_cell()
+    same = [
+        make_cell(target=replace(target, local="elsewhere")),
+        make_cell(training=replace(TRAINING, precision="auto", checkpoint_every=5)),
+    ]
+    assert {other.key for other in same} == {cell.key}
+    others = [
+        make_cell(training=replace(TRAINING, seed=1)),
+        make_cell(method=FineTuning(num_blocks=2)),
+        make_cell(method=NEFT(num_blocks=1)),
+        make_cell(method=NEFT(num_blocks=1, beta=0.6)),
+        make_cell(bn=BatchNormPolicy(submodel_affine="frozen")),
+        make_cell(num_images=5),
+        make_cell(target=replace(target, read=replace(target.read, train_images=8))),
+    ]
+    assert len({cell.key, *(other.key for other in others)}) == 1 + len(others)
+    assert re.fullmatch(r"[\w.]+-finetuning1-shades-seed0-[0-9a-f]{10}", cell.key)
+
+
+def test_an_option_that_is_added_changes_no_key(make_cell, monkeypatch):
+    cell = make_cell()
+    key, stated = cell.key, cell.to_json()
+    monkeypatch.setattr(cell_module, "fields", lambda kind: [entry for entry in fields(kind) if entry.name != "momentum"])
+    assert cell.key == key
+    del stated["training"]["momentum"]
+    assert cell.agrees(stated)
+    assert not cell.agrees({"training": {"lr": 0.5}})
+
+
+def test_verdicts_survive_their_file():
+    verdict = np.arange(13) % 3 == 0
+    measured = Measured(7, {"clean": verdict, WORST: ~verdict})
+    content = json.loads(json.dumps(measured.to_json()))
+    again = Measured.from_json(content)
+    assert again.step == 7
+    assert all(np.array_equal(again.verdicts[name], measured.verdicts[name]) for name in ("clean", WORST))
+    assert again.accuracy("clean").correct == 5
+    content["correct"]["clean"] = 6
+    with pytest.raises(ValueError, match=r"expected 6 correct verdicts for clean, .* got 5"):
+        Measured.from_json(content)
+
+
+def test_run(make_cell, tmp_path, monkeypatch):
+    cell = make_cell(training=replace(TRAINING, epochs=2))
+    (found,) = run_cells([cell, cell], results=tmp_path / "results", runs=tmp_path / "runs", command="this").values()
+    assert found.made["command"] == "this"
+    assert found.source["weights_sha256"] == weights_sha256(load_model(cell.source))
+    assert found.data["test"]["num_images"] == 10
+    assert found.last.step == found.best.step == 4 or found.best.step == 2
+    model = load_model(tmp_path / "runs" / cell.key / "model")
+    images = torch.stack([torch.full((3, 32, 32), (200 + k if k % 2 == 0 else 50 + k) / 255) for k in range(10)])
+    images[:, 1] = 90 / 255
+    assert np.array_equal(found.last.verdicts["clean"], model(images).argmax(1).numpy() == np.arange(10) % 2)
+    assert found.last.accuracy(WORST).correct <= found.last.accuracy("clean").correct
+
+    monkeypatch.setattr(run_module, "run_cell", None)  # what is done is not run again
+    again = run_cells([cell], results=tmp_path / "results", runs=tmp_path / "runs")
+    assert again[cell.key].to_json() == found.to_json()
+
+
+def test_best_weights_are_measured_beside_the_last(make_cell, tmp_path, monkeypatch):
+    accuracies = iter([{"clean": 0.9}, {"clean": 0.1}, {"clean": 0.2}])
+    monkeypatch.setattr("cartl_hub.training.loop._Run._accuracies", lambda self, attacks: next(accuracies))
+    cell = make_cell(training=replace(TRAINING, epochs=3, lr=0.5), method=FineTuning(num_blocks=3))
+    (found,) = run_cells([cell], results=tmp_path / "results", runs=tmp_path / "runs").values()
+    assert (found.best.step, found.last.step) == (2, 6)
+    assert [one["clean_acc"] for one in found.validations] == [0.9, 0.1, 0.2]
+
+
+def test_one_cell_that_fails_stops_no_other(make_cell, tmp_path):
+    bad = make_cell(method=FineTuning(num_blocks=40))
+    good = make_cell()
+    with pytest.raises(ExperimentError, match=r"1 of 2 cells failed; .*\n.*num_blocks must be in \[1, 5\]"):
+        run_cells([bad, good], results=tmp_path / "results", runs=tmp_path / "runs", keep=False)
+    assert find_result(good, tmp_path / "results") is not None
+    assert not (tmp_path / "runs" / good.key).exists()  # keep=False
+
+
+def test_several_processes(make_cell, tmp_path):
+    cells = [make_cell(), make_cell(training=replace(TRAINING, seed=1))]
+    assert set(run_cells(cells, results=tmp_path / "results", runs=tmp_path / "runs", jobs=2)) == {c.key for c in cells}
+
+
+def test_results_of_other_weights_settings_or_damaged_files(make_cell, tmp_path):
+    cell, results = make_cell(), tmp_path / "results"
+    run_cells([cell], results=results, runs=tmp_path / "runs")
+    path = result_path(cell, results)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"cell": content["cell"] | {"num_images": 3}}))
+    assert find_result(cell, results) is None
+    path.write_text(json.dumps(content))
+    assert find_result(cell, results) is not None
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match="expected the result of a cell in"):
+        find_result(cell, results)
+    path.write_text(json.dumps(content))
+    shutil.rmtree(cell.source)
+    other = make_model("wrn10_1")
+    other.head.bias.data += 1
+    save_model(other, cell.source)
+    assert find_result(cell, results) is None
+
+
+# Tables
+
+
+@pytest.fixture
+def plan():
+    target = RecipeData(id="org/target")
+    return Plan(network="wrn34_10", source_data="cifar100", target=target, data_sizes=(100, 200), seeds=(0, 1))
+
+
+def test_tables_have_the_papers_figures_and_the_right_sources(plan):
+    (cases,) = make_tables(plan, ["cases"])
+    rows = {row.label: row for row in cases.rows}
+    assert rows["FDM + NEFT"].paper == {
+        "k = 4": "paper's case 4: 85.51 / 28.47",
+        "k = 6": "paper's case 6: 87.79 / 30.94",
+        "k = 8": "paper's case 8: 91.30 / 29.34",
+    }
+    for k in (4, 6, 8):
+        cells = rows["FDM + NEFT"].cells[f"k = {k}"]
+        assert [cell.source for cell in cells] == [f"wrn34_10.fdm{k}_cifar100"] * 2
+        assert [cell.training.seed for cell in cells] == [0, 1]
+        assert all(cell.method == NEFT(num_blocks=k, beta=0.4) for cell in cells)
+        assert {cell.source for cell in rows["AT + TL"].cells[f"k = {k}"]} == {"wrn34_10.at_cifar100"}
+    weights = {cell.source for cell in make_tables(plan, ["ablation"])[0].cells}
+    assert "wrn34_10.fdm8w1.28_cifar100" in weights
+    sizes = make_tables(plan, ["datasize"])[0]
+    assert [cells[0].target.read.train_images for cells in sizes.rows[0].cells.values()] == [100, 200]
+    assert CASES["AT + TL"][8] == (90.82, 18.54)
+    assert ABLATION[1.28, 0.4][4] == (85.64, 28.40)
+    assert BATCH_NORM["source", "frozen"] == (90.84, 18.54)
+
+
+def test_every_claim_is_on_rows_that_are_there(plan):
+    for table in make_tables(replace(plan, sources=("at", "fdm4", "natural"))):
+        labels = [row.label for row in table.rows]
+        assert len(set(labels)) == len(labels)
+        assert all({claim.better, claim.worse} <= set(labels) for claim in table.claims)
+    with pytest.raises(ValueError, match=r"expected tables among cases, ablation, .* got case"):
+        make_tables(plan, ["case"])
+
+
+def result_of(cell, clean, robust, test="same"):
+    """A result with verdicts that are stated."""
+    verdicts = {"clean": clean, "PGD-20": robust, "PGD-100": robust, WORST: robust}
+    made = {"command": "cartl-hub reproduce cases", "commit": None, "device": "CPU", "precision": "fp32"}
+    data = {"train": {"num_images": 9}, "validation": {}, "test": {"fingerprint": test}}
+    source = {"id": cell.source, "weights_sha256": "0", "method": None}
+    return CellResult(cell.to_json(), Measured(3, verdicts), None, source, data, [], made)
+
+
+def test_claims_are_seen_only_where_the_interval_excludes_0(plan):
+    (cases,) = make_tables(plan, ["cases"])
+    rows, (claim, *_) = {row.label: row for row in cases.rows}, cases.claims
+    better, worse = (rows[label].cells["k = 4"] for label in (claim.better, claim.worse))
+    clean, low, high = np.ones(400, bool), np.arange(400) < 40, np.arange(400) < 80
+    results = {}
+    assert claim_text(claim, differences(cases, claim, results)) == "NEFT is more robust than TL from FDM: not run."
+    results |= {better[0].key: result_of(better[0], clean, high), worse[0].key: result_of(worse[0], clean, low)}
+    found = differences(cases, claim, results)
+    assert found[0].middle == pytest.approx(0.1)
+    assert "seen in all 1 pairs" in claim_text(claim, found)
+    results |= {better[1].key: result_of(better[1], clean, low), worse[1].key: result_of(worse[1], clean, high)}
+    text = claim_text(claim, differences(cases, claim, results))
+    assert "seen in 1 of the 2 pairs of cells that were run; in 1 **the opposite** is" in text
+    assert "k = 4, seed 1: -10.00 points" in text
+    results[worse[0].key] = results[better[0].key]
+    assert "**the opposite**" in claim_text(claim, differences(cases, claim, results))
+    results[better[0].key] = result_of(better[0], clean, high, test="other images")
+    assert [one.seed for one in differences(cases, claim, results)] == [1]  # other images are not paired
+
+
+def test_page(plan, tmp_path):
+    (tmp_path / "results").mkdir()
+    text = render_results(plan, tmp_path / "results", tmp_path / "RESULTS.md")
+    assert "| FDM + NEFT | not run<br>paper's case 4: 85.51 / 28.47 |" in text
+    assert "0 of " in text
+    rows = {row.label: row for row in make_tables(plan, ["cases"])[0].rows}
+    clean, robust = np.arange(400) < 300, np.arange(400) < 30
+    for cell in (rows["AT + TL"].cells["k = 4"][0], *rows["AT + NEFT"].cells["k = 4"]):
+        result_of(cell, clean, robust).save(result_path(cell, tmp_path / "results"))
+    save_results(plan, tmp_path / "results", tmp_path / "RESULTS.md")
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| AT + TL | 75.00 / 7.50 / 7.50 (1 of 2 seeds)<br>paper's case 4: 83.22 / 25.23 |" in text
+    assert "| AT + NEFT | 75.00 / 7.50 / 7.50<br>paper's case 4: 83.72 / 26.29 |" in text
+    assert "NEFT is more robust than TL from AT: **not seen** in any of the 1 pairs" in text
+    assert "](results/pareto.png)" in text
+    assert (tmp_path / "results" / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pareto_front():
+    found = [Point(*values) for values in (("a", 0.8, 0.1), ("b", 0.7, 0.2), ("c", 0.6, 0.15), ("d", 0.7, 0.1), ("e", 0.9, 0.02))]
+    front = pareto_front(found)
+    assert [point.label for point in front] == ["b", "a", "e"]
+    assert area_under(front) == pytest.approx(0.7 * 0.2 + 0.1 * 0.1 + 0.1 * 0.02)
+
+
+def test_plan_of_the_repository():
+    plan = load_plan(PLAN)
+    assert render_results(plan, PLAN.parent, ROOT / "RESULTS.md") == (ROOT / "RESULTS.md").read_text()
+    listed = {cell.key for table in make_tables(plan, NAMES) for cell in table.cells}
+    assert {path.stem for path in PLAN.parent.glob("*.json")} <= listed  # no result that the page leaves out
+
+
+def test_plan_errors(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text("network: wrn16_2\nsource_data: cifar100\ntarget: {id: a/b}\ncase: [4]\n")
+    with pytest.raises(ValueError, match=r"plan.yaml: Plan has no 'case' \(did you mean 'cases'\?\)"):
+        load_plan(path)
+    path.write_text("network: wrn16_2\nsource_data: cifar100\ntarget: {id: a/b}\ncases: [4]\n")
+    with pytest.raises(ValueError, match="expected one of paper_cases for each of cases"):
+        load_plan(path)
+    with pytest.raises(ValueError, match="expected the YAML file of a plan"):
+        load_plan(tmp_path / "missing.yaml")
+
+
+def test_shell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "plan.yaml").write_text("network: nothing\nsource_data: toy\ntarget: {id: a/b}\nseeds: [0]\n")
+    options = ["--plan", "results/plan.yaml", "--only", "neft4"]
+    listed = CliRunner().invoke(app, ["reproduce", "cases", *options, "--dry-run"], terminal_width=200)
+    assert listed.exit_code == 0
+    assert "nothing.fdm4_toy-neft4-b-seed0-" in listed.output
+    failed = CliRunner().invoke(app, ["reproduce", "cases", *options])
+    assert isinstance(failed.exception, ExperimentError)
+    assert "2 of 2 cells failed" in str(failed.exception)
+    assert (tmp_path / "RESULTS.md").exists()
+
+
+# Sweeps
+
+
+def test_residual_blocks_are_counted_without_norms():
+    model = make_model("wrn10_1")
+    names = [block.name for block in list_blocks(model)]
+    assert [count_blocks(model, blocks) for blocks in (0, 1, 3)] == [1, 3, 5]
+    assert len(names) == 6  # stem, three residual blocks, norm, classifier
+    assert [count_blocks(make_model("test_vit"), blocks) for blocks in (0, 1)] == [1, 2]
+    with pytest.raises(ValueError, match=r"expected at most the 3 residual blocks .* got 4"):
+        count_blocks(model, 4)
+
+
+def test_sweep_goes_on_and_gives_the_same_table(source, target, tmp_path, monkeypatch):
+    other = str(save_model(make_model("wrn10_1"), tmp_path / "models" / "natural"))
+    training = replace(TRAINING, epochs=2)
+    sweep = Sweep(
+        sources=(source, other),
+        target=target,
+        blocks=(0, None),
+        num_images=(4, 8),
+        seeds=(0, 1),
+        training=training,
+        attacks=QUICK,
+    )
+    whole = run_sweep(sweep, tmp_path / "sweep")
+    assert len(whole) == 8
+    assert set(whole["num_images"]) == {4, 8}
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} >= {
+        *("sweep.csv", "sweep.parquet", "epochs.csv", "saved.csv", "accuracy.png", "difference.svg", "epochs.png")
+    }
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sweep" / "sweep.parquet"), whole)
+    epochs = pd.read_csv(tmp_path / "sweep" / "epochs.csv")
+    assert sorted(set(epochs["epoch"])) == [1.0, 2.0]
+
+    for path in sorted((tmp_path / "sweep" / "cells").iterdir())[::2]:
+        path.unlink()
+    ran, run_cell = [], run_module.run_cell
+    monkeypatch.setattr(run_module, "run_cell", lambda cell, *args, **kw: ran.append(cell.key) or run_cell(cell, *args, **kw))
+    pd.testing.assert_frame_equal(run_sweep(sweep, tmp_path / "sweep"), whole)
+    assert len(ran) == 4
+
+
+def test_images_saved():
+    rows = [
+        {"source": source, "blocks": "0", "num_images": number, "seed": 0, "clean": clean}
+        for source, cleans in (("robust", (0.4, 0.6, 0.7)), ("natural", (0.3, 0.5, 0.8)))
+        for number, clean in zip((100, 200, 400), cleans, strict=True)
+    ]
+    saved = saved_images(pd.DataFrame(rows), "natural").set_index("num_images")
+    assert saved.loc[100, "at_most"]
+    assert saved.loc[100, "factor"] == 1.0
+    assert saved.loc[200, "needed"] == pytest.approx(100 * 2**0.5)
+    assert saved.loc[200, "factor"] == pytest.approx(2**0.5)
+    assert np.isnan(saved.loc[400, "needed"])
+
+
+def test_sweep_plots():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"source": source, "blocks": blocks, "num_images": number, "seed": seed, "clean": rng.random()}
+        for source in ("robust", "natural")
+        for blocks in ("0", "all")
+        for number in (100, 200)
+        for seed in (0, 1)
+    ]
+    table = pd.DataFrame(rows)
+    figure = against_images(table, "clean")
+    assert [axes.get_title() for axes in figure.axes] == ["classifier", "all blocks"]
+    first = figure.axes[0].get_lines()[0]
+    chosen = table[(table["source"] == "robust") & (table["blocks"] == "0")]
+    assert np.allclose(first.get_ydata(), 100 * chosen.groupby("num_images")["clean"].mean())
+    means = table[table["blocks"] == "0"].groupby(["source", "num_images"])["clean"].mean()
+    line = difference_from(table, "natural", "clean").axes[0].get_lines()[1]
+    assert np.allclose(line.get_ydata(), 100 * (means["robust"] - means["natural"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": ()}, "expected different entries in seeds, at least one"),
+        ({"blocks": (1, 1)}, "expected different entries in blocks"),
+        ({"num_images": (0,)}, "each of num_images must be >= 1, got 0"),
+    ],
+)
+def test_sweep_errors(changes, message, target):
+    with pytest.raises(ValueError, match=message):
+        Sweep(sources=("a",), target=target, **changes)
