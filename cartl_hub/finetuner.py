@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub import CommitInfo
 from torch import nn
 
@@ -90,6 +91,7 @@ class RobustFineTuner:
         if not self._same_task:
             self.model.reset_head(self.splits.label_names, seed=self.arguments.seed)
         self.method.adapt(self.model)
+        self.model.stored_as = torch.float32  # a source of half precision makes none of a model that is trained from it
         data_id = re.sub(r"[^\w.-]+", "_", str(self.splits.train.description.get("id", "data")).rsplit("/", 1)[-1])
         self.name = name or f"{self.model.architecture}.{_tag(self.method)}_{data_id}"
         if not re.fullmatch(r"[\w][\w.-]*", self.name):

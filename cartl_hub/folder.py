@@ -24,7 +24,7 @@ from .models import Classifier, create_model
 from .models.classifier import NOT_BUILT
 from .processes import is_main_process
 from .report import FILES, Report
-from .weights import plain_state, weights_bytes
+from .weights import plain_state, stored_dtype, weights_bytes
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
@@ -186,6 +186,7 @@ def read_model(folder: Path) -> Classifier:
         raise ModelError(f"the config of {folder} doesn't make a {config['architecture']}: {error}") from error
     _check_state(state, model.backbone.state_dict(), folder)
     model.backbone.load_state_dict(state)
+    model.stored_as = stored_dtype(state)
     model.lineage = dict(own.get("lineage", {}))
     return model.eval()
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .attacks import Attack
 from .card import render_card
 from .evaluation import evaluate
@@ -14,6 +16,7 @@ from .lineage import lineage
 from .loading import load_splits
 from .recipe import Recipe
 from .training import train
+from .weights import round_weights
 
 
 def pretrain(
@@ -50,6 +53,7 @@ def pretrain(
         output_dir=output_dir,
         resume=True,
     )
+    round_weights(model, getattr(torch, recipe.weights))
     data = splits.train.description | {"id": recipe.data.id, "licence": recipe.data.licence}
     record = lineage(method=recipe.method, arguments=recipe.training, result=result, data=data, notes=splits.notes)
     model.lineage = record | {

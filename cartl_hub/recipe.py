@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from inspect import isabstract
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -55,6 +55,7 @@ class Recipe:
         std: Normalisation, per channel.
         remarks: For the card, on how it was trained.
         licence: Of the weights.
+        weights: Dtype of the weights' file; the model is measured as it holds them.
         data: To train on.
         method: Source objective.
         training: How to train.
@@ -71,6 +72,7 @@ class Recipe:
     std: tuple[float, ...] = (0.2673, 0.2564, 0.2762)
     remarks: tuple[str, ...] = ()
     licence: str = "mit"
+    weights: Literal["float32", "float16"] = "float32"
 
     def create_model(self, num_classes: int) -> Classifier:
         """The untrained network, drawn from the recipe's seed."""

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -10,7 +11,33 @@ from .models import Classifier
 
 def plain_state(model: Classifier) -> dict[str, Tensor]:
     """Weights of the backbone as they are saved."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.backbone.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.backbone.state_dict().items()}
+    return {name: tensor.to(model.stored_as) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def round_weights(model: Classifier, dtype: torch.dtype) -> None:
+    """Round the weights to those that a file of another dtype can hold, and have them stored so; the model computes as before.
+
+    What is measured afterwards is what the file holds.
+
+    Args:
+        model: Its weights are rounded in place.
+        dtype: "torch.float16", say.
+
+    Raises:
+        ValueError: If a weight is too large for it; the weights are as before then.
+    """
+    rounded = {name: tensor.to(dtype) for name, tensor in model.backbone.state_dict().items() if tensor.is_floating_point()}
+    if large := [name for name, tensor in rounded.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"expected weights that {dtype} can hold, got larger ones in {', '.join(large[:3])}; store float32.")
+    model.backbone.load_state_dict(rounded, strict=False)
+    model.stored_as = dtype
+
+
+def stored_dtype(state: dict[str, Tensor]) -> torch.dtype:
+    """Of the weights in a file; float32 where they are of several dtypes."""
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def weights_bytes(model: Classifier) -> bytes:

@@ -10,17 +10,20 @@ import pytest
 import timm
 import torch
 from conftest import make_model, toy_data
+from datasets import DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_finetuner import pictures
 
 import cartl_hub
-from cartl_hub import FGSM, ImagePolicy, ModelError, evaluate, load_model, save_model
+from cartl_hub import FGSM, ImagePolicy, ModelError, RobustFineTuner, evaluate, load_model, save_model
+from cartl_hub.files import sha256
 from cartl_hub.folder import CONFIG, WEIGHTS, read_config
 from cartl_hub.hub import bundled_models, list_sources
 from cartl_hub.spectral import rescaled, weighted
-from cartl_hub.weights import weights_sha256
+from cartl_hub.weights import round_weights, weights_sha256
 
 
 @pytest.fixture
@@ -47,6 +50,36 @@ def test_round_trip_is_bit_equal(model, tmp_path):
     )
     assert loaded.lineage["method"] == {"name": "FineTuning"}
     assert not loaded.training
+
+
+def test_half_precision_is_rounded_before_it_is_measured_and_stored(wrn, tmp_path):
+    images, before = torch.rand(4, 3, 32, 32), weights_sha256(wrn)
+    exact = wrn.eval()(images)
+    round_weights(wrn, torch.float16)
+    rounded = wrn(images)
+    assert not torch.equal(rounded, exact)
+    assert torch.allclose(rounded, exact, atol=1e-2)
+    folder = save_model(wrn, tmp_path / "half")
+    state = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float16, torch.int64}
+    loaded = load_model(folder)
+    assert loaded.backbone.head.fc.weight.dtype == torch.float32
+    assert torch.equal(loaded(images), rounded)
+    assert weights_sha256(loaded) == weights_sha256(wrn) == sha256(folder / "model.safetensors") != before
+    again = save_model(loaded, tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert RobustFineTuner(folder, DatasetDict(train=pictures(36), test=pictures(12))).model.stored_as == torch.float32
+    plain = timm.create_model("wrn10_1", num_classes=3)
+    plain.load_state_dict(state)
+    assert torch.equal(plain.eval()((images - loaded.mean) / loaded.std), rounded)
+
+
+def test_weights_that_half_precision_cannot_hold(wrn):
+    wrn.backbone.head.fc.weight.data[0, 0] = 1e6
+    before = weights_sha256(wrn)
+    with pytest.raises(ValueError, match=r"expected weights that torch.float16 can hold, got larger ones in head\.fc\.weight"):
+        round_weights(wrn, torch.float16)
+    assert weights_sha256(wrn) == before
 
 
 @pytest.mark.parametrize("arguments", [{"negative_slope": 0.1}, {"convex_blocks": 3}, {"in_chans": 1}])

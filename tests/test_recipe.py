@@ -1,11 +1,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import DatasetDict
 from test_finetuner import pictures
 
-from cartl_hub import FDM, NFGSM, PGD, DataArguments, Recipe, TrainingArguments, load_model, load_recipe, pretrain
+from cartl_hub import FDM, NFGSM, PGD, DataArguments, Recipe, Report, TrainingArguments, load_model, load_recipe, pretrain
 from cartl_hub.config import from_dict, to_dict
+from cartl_hub.files import sha256
 from cartl_hub.recipe import KINDS, RecipeData
 
 CARDS = Path(__file__).parent.parent / "model_cards"
@@ -46,10 +48,13 @@ def test_source_is_trained_measured_and_written(tmp_path):
         data=RecipeData(id="org/toy", local=str(tmp_path / "train.parquet"), read=DataArguments(validation_share=0.2)),
         method=FDM(num_blocks=2, attack=NFGSM(eps=8 / 255)),
         training=TrainingArguments(epochs=1, batch_size=16, precision="fp32", validation_attack=ATTACK),
+        weights="float16",
     )
     folder = pretrain(recipe, tmp_path / "model", output_dir=tmp_path / "run", attacks={"PGD-2": ATTACK})
     model = load_model(folder)
     assert model.lineage["data"]["id"] == "org/toy"
+    assert model.stored_as == torch.float16
+    assert Report.load(folder).is_of(sha256(folder / "model.safetensors"))
     assert str(tmp_path) not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
     assert model.lineage["threat_model"] == {"norm": "Linf", "eps": 8 / 255}
     losses = (folder / "losses.csv").read_text().splitlines()

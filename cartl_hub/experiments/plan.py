@@ -8,7 +8,7 @@ import yaml
 
 from ..batchnorm import BatchNormPolicy
 from ..config import from_dict
-from ..methods import Method
+from ..methods import LwF, Method
 from ..ranges import check_whole
 from ..recipe import KINDS, RecipeData
 from ..training import Schedule, TrainingArguments
@@ -50,6 +50,7 @@ class Plan:
         lwf_weights: Of LwF, in the ablation; LwF of the other tables has 0.005.
         data_sizes: Numbers of target images.
         data_size_blocks: Blocks that are trained with few images.
+        data_size_epochs: Passes over few images, with one validation at their end.
         pairs: Rows of the table of targets.
         training: How to fine-tune; its seed is replaced.
         lwf_training: How to fine-tune with LwF, which CARTL and its authors train without augmentation.
@@ -69,6 +70,7 @@ class Plan:
     lwf_weights: tuple[float, ...] = (0.1, 0.01, 0.005, 0.001)
     data_sizes: tuple[int, ...] = ()
     data_size_blocks: int = 4
+    data_size_epochs: int = 100
     pairs: tuple[Pair, ...] = ()
     training: TrainingArguments = field(default_factory=TrainingArguments)
     lwf_training: TrainingArguments = field(
@@ -84,8 +86,8 @@ class Plan:
                 raise ValueError(f"expected at least one entry in {name}, got none.")
         if len(self.cases) != len(self.paper_cases):
             raise ValueError(f"expected one of paper_cases for each of cases {self.cases}, got {self.paper_cases}.")
-        for number in (*self.cases, *self.data_sizes, self.data_size_blocks):
-            check_whole("each of cases and data_sizes", number, (">=", 1))
+        for number in (*self.cases, *self.data_sizes, self.data_size_blocks, self.data_size_epochs):
+            check_whole("each of cases, data_sizes, data_size_blocks and data_size_epochs", number, (">=", 1))
 
     def source(self, objective: str, source_data: str | None = None) -> str:
         return f"{self.prefix}{self.network}.{objective}_{source_data or self.source_data}"
@@ -95,10 +97,19 @@ class Plan:
         return f"fdm{num_blocks}" + ("" if weight in (None, self.fdm_weights[0]) else f"w{weight:g}")
 
     def cells(
-        self, source: str, method: Method, *, bn: BatchNormPolicy = FROZEN, target: RecipeData | None = None, lwf: bool = False
+        self,
+        source: str,
+        method: Method,
+        *,
+        bn: BatchNormPolicy = FROZEN,
+        target: RecipeData | None = None,
+        epochs: int | None = None,
     ) -> tuple[Cell, ...]:
-        """A cell for each seed."""
+        """A cell for each seed; with ``epochs`` trained for so many, and validated at their end."""
+        lwf = isinstance(method, LwF)
         training = self.lwf_training if lwf else self.training
+        if epochs is not None:
+            training = replace(training, epochs=epochs, validate_every=epochs)
         return tuple(
             Cell(
                 source=source,

@@ -160,7 +160,7 @@ def _ablation(plan: Plan) -> list[Table]:
     lwf = [
         Row(
             f"{_objective(source)} + LwF",
-            {f"{weight:g}": plan.cells(plan.source(source), LwF(weight=weight), lwf=True) for weight in plan.lwf_weights},
+            {f"{weight:g}": plan.cells(plan.source(source), LwF(weight=weight)) for weight in plan.lwf_weights},
         )
         for source in plan.sources
     ]
@@ -198,7 +198,7 @@ def _targets(plan: Plan) -> list[Table]:
             "CARTL": (plan.split_at(pair.num_blocks), NEFT(num_blocks=pair.num_blocks, beta=plan.betas[0])),
         }
         cells = {
-            name: plan.cells(plan.source(objective, pair.source_data), method, target=pair.target, lwf=name == "LwF")
+            name: plan.cells(plan.source(objective, pair.source_data), method, target=pair.target)
             for name, (objective, method) in methods.items()
         }
         target = pair.target.id.rpartition("/")[2]
@@ -229,7 +229,7 @@ def _data_size(plan: Plan) -> list[Table]:
             cells = {}
             for number in plan.data_sizes:
                 target = replace(plan.target, read=replace(plan.target.read, train_images=number))
-                cells[f"{number:,}"] = plan.cells(plan.source(objective), method, target=target, lwf=name == "LwF")
+                cells[f"{number:,}"] = plan.cells(plan.source(objective), method, target=target, epochs=plan.data_size_epochs)
             rows.append(Row(name, cells))
         claims = (
             Claim("CARTL is more robust than TL, whatever the number of images", "CARTL", "TL"),

@@ -45,6 +45,9 @@ class Classifier(nn.Module):
         image_policy: How pictures become inputs; by default the size and channels that the backbone was made for.
         lineage: What the model was made from and how; JSON, saved with the model.
 
+    ``stored_as`` is the dtype of the weights in their file; they are float32 in memory
+    (:func:`cartl_hub.weights.round_weights`).
+
     Raises:
         TypeError: If ``backbone`` isn't a timm model.
     """
@@ -76,6 +79,7 @@ class Classifier(nn.Module):
         self._model_args = dict(model_args or {})
         self.label_names = None if label_names is None else tuple(map(str, label_names))
         self.lineage = dict(lineage or {})
+        self.stored_as = torch.float32
         in_chans, *size = cfg["input_size"]
         in_chans = self._model_args.get("in_chans", getattr(backbone, "in_chans", in_chans))
         self.image_policy = image_policy or ImagePolicy(
