@@ -326,7 +326,7 @@ def test_sweep_goes_on_and_gives_the_same_table(source, target, tmp_path, monkey
     sweep = Sweep(
         sources=(source, other),
         target=target,
-        blocks=(0, None),
+        blocks=(0,),
         num_images=(4, 8),
         seeds=(0, 1),
         training=training,
