@@ -22,7 +22,7 @@ from cartl_hub.methods.fdm import feature_distance
 from cartl_hub.methods.lwf import SourceFeatures
 from cartl_hub.methods.method import Images
 from cartl_hub.methods.neft import input_sizes
-from cartl_hub.randomness import image_keys
+from cartl_hub.randomness import CHOSEN, image_keys, uniform
 from cartl_hub.recipe import KINDS
 from cartl_hub.spectral import kernel_norm, operator_norm, weighted
 
@@ -33,6 +33,7 @@ METHODS = {
     "neft": NEFT(num_blocks=2),
     "adversarial": AdversarialTraining(attack=PGD(eps=8 / 255, step_size=4 / 255, steps=1)),
     "adversarial-2": AdversarialTraining(attack=FAST, num_blocks=2, eps_schedule=EpsSchedule(start=0.2, end=0.8)),
+    "adversarial-1-added": AdversarialTraining(attack=FAST, num_blocks=1, adversarial_share=0.5),
     "fdm": FDM(num_blocks=2, attack=FAST),
     "lwf": LwF(warm_start=0.0),
 }
@@ -262,6 +263,37 @@ def test_training_images_follow_the_schedule(wrn, data, progress, eps):
     losses = method.losses(wrn, batch)
     torch.testing.assert_close(losses["logits"], logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses["loss"], F.cross_entropy(logits, batch.labels), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_a_share_of_adversarial_images_is_added_to_the_clean_ones(wrn, data, share):
+    method, batch = AdversarialTraining(attack=Brighter(eps=0.1), adversarial_share=share), batch_of(data, num_images=24)
+    losses = method.losses(wrn.eval(), batch)
+    chosen = [index for index in range(24) if float(uniform(batch.keys[index : index + 1], stream=CHOSEN)) < share]
+    assert 0 < len(chosen) <= 24
+    clean, brighter = (
+        F.cross_entropy(wrn(images), batch.labels, reduction="none")
+        for images in (batch.images, (batch.images + 0.1).clamp(0, 1))
+    )
+    expected = (clean.sum() + sum(brighter[index] for index in chosen)) / (24 * (1 + share))
+    torch.testing.assert_close(losses["loss"], expected)
+    torch.testing.assert_close(losses["logits"], wrn(batch.images))
+
+
+def test_the_added_images_are_others_in_each_epoch_and_may_be_none(wrn, data):
+    batch, method = batch_of(data), AdversarialTraining(attack=Brighter(eps=0.1), adversarial_share=1e-6)
+    torch.testing.assert_close(
+        method.losses(wrn.eval(), batch)["loss"] * (1 + 1e-6), F.cross_entropy(wrn(batch.images), batch.labels)
+    )
+    first, second = (uniform(image_keys(0, epoch, torch.arange(100)), stream=CHOSEN) < 0.3 for epoch in (0, 1))
+    assert 15 < int(first.sum()) < 45
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, True])
+def test_share_out_of_range(share):
+    with pytest.raises(ValueError, match="adversarial_share must be"):
+        AdversarialTraining(adversarial_share=share)
 
 
 def test_step_is_scaled_with_the_radius():

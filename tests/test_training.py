@@ -533,7 +533,8 @@ def test_arguments_that_mean_nothing(changes, message):
         ({"gamma": -1}, "gamma must be >= 0"),
         ({"milestones": 0.5}, r"milestones must be a tuple of shares of the run, such as \(0.5, 0.75\), got 0.5"),
         ({"milestones": (0.5, 1.0)}, "each of milestones must be > 0 and < 1, got 1.0"),
-        ({"decay": "exponential"}, "decay must be linear, cosine, steps or constant, got 'exponential'"),
+        ({"decay": "sine"}, "decay must be linear, cosine, exponential, steps or constant, got 'sine'"),
+        ({"decay": "exponential", "gamma": 0}, "gamma must be > 0, got 0"),
     ],
 )
 def test_schedule_out_of_range(changes, message):
@@ -575,6 +576,8 @@ def test_wrong_number_of_classes(data):
         (Schedule(warmup=0.5, decay="linear"), [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]),
         (Schedule(warmup=0, decay="steps", milestones=(0.5, 0.75), gamma=0.1), [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
         (Schedule(warmup=0.25, decay="constant"), [0.5, 1, 1, 1, 1, 1, 1, 1]),
+        (Schedule(warmup=0, decay="exponential", gamma=1 / 256), [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128]),
+        (Schedule(warmup=0.5, decay="exponential", gamma=1 / 16), [0.25, 0.5, 0.75, 1, 1, 1 / 2, 1 / 4, 1 / 8]),
     ],
 )
 def test_schedule(schedule, expected):
