@@ -16,7 +16,7 @@ from torch import nn
 from cartl_hub.attacks import PGD, RFGSM, Attack
 from cartl_hub.blocks import last_blocks
 from cartl_hub.config import from_dict, to_dict
-from cartl_hub.methods import FDM, NEFT, AdversarialTraining, Batch, FineTuning, LwF
+from cartl_hub.methods import FDM, NEFT, AdversarialTraining, Batch, FineTuning, Jigsaw, LwF, MultiTask, Rotation, SimCLR
 from cartl_hub.methods.adversarial import EpsSchedule, scaled
 from cartl_hub.methods.fdm import feature_distance
 from cartl_hub.methods.lwf import SourceFeatures
@@ -36,6 +36,10 @@ METHODS = {
     "adversarial-1-added": AdversarialTraining(attack=FAST, num_blocks=1, adversarial_share=0.5),
     "fdm": FDM(num_blocks=2, attack=FAST),
     "lwf": LwF(warm_start=0.0),
+    "simclr": SimCLR(),
+    "rotation": Rotation(attack=FAST),
+    "jigsaw": Jigsaw(grid=2, num_permutations=4),
+    "multitask": MultiTask(tasks=(SimCLR(attack=FAST), Jigsaw(augmentation=None)), weights=(1.0, 0.5)),
 }
 
 
@@ -86,9 +90,11 @@ def test_method_trains_what_it_says_and_leaves_nothing_behind(method, model, dat
     before, state = held(model), snapshot(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     trained = {names[p] for block in last_blocks(model, method.trained_blocks) for p in block.parameters.values()}
+    if not method.uses_labels:
+        trained -= {names[parameter] for parameter in model.head.parameters()}
     losses = train(model, method, data)
     assert held(model) == before
-    assert losses["logits"].shape == (6, 3)
+    assert losses["logits"].shape == (6, 3) if method.uses_labels else "logits" not in losses
     assert changes(model, state) & set(names.values()) == trained
 
 

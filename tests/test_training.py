@@ -42,7 +42,8 @@ def start(*options, processes=1):
     command = [sys.executable, str(HERE / "train_script.py"), *map(str, options)]
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "ACCELERATE_USE_CPU": "true"}
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -250,7 +251,7 @@ def test_two_runs_in_one_folder(wrn, data, tmp_path):
 # Several processes
 
 
-@pytest.mark.parametrize("run", ["head", "vit_blocks", "vit_at"])
+@pytest.mark.parametrize("run", ["head", "vit_blocks", "vit_at", "vit_multitask"])
 def test_two_processes_with_half_the_batch_give_the_weights_of_one(run, tmp_path):
     assert start(tmp_path / "one", run).returncode == 0
     two = start(tmp_path / "two", run, processes=2)
