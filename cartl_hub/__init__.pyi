@@ -35,8 +35,14 @@ from .methods import NEFT as NEFT
 from .methods import AdversarialTraining as AdversarialTraining
 from .methods import EpsSchedule as EpsSchedule
 from .methods import FineTuning as FineTuning
+from .methods import Jigsaw as Jigsaw
 from .methods import LwF as LwF
 from .methods import Method as Method
+from .methods import MultiTask as MultiTask
+from .methods import Pretext as Pretext
+from .methods import Rotation as Rotation
+from .methods import SimCLR as SimCLR
+from .methods import Views as Views
 from .models import Classifier as Classifier
 from .models import create_model as create_model
 from .pretrained import RobustClassifier as RobustClassifier

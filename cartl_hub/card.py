@@ -15,7 +15,7 @@ from .models import Classifier
 from .report import Report, eps_text
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
-CITATIONS = (
+CITATIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("FDM", "NEFT"),
         """@inproceedings{chen2021cartl,
@@ -33,6 +33,33 @@ CITATIONS = (
                and Goldstein, Tom},
   booktitle = {International Conference on Learning Representations},
   year      = {2020}
+}""",
+    ),
+    (
+        ("SimCLR",),
+        """@inproceedings{chen2020simple,
+  title     = {A Simple Framework for Contrastive Learning of Visual Representations},
+  author    = {Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}""",
+    ),
+    (
+        ("Rotation",),
+        """@inproceedings{gidaris2018unsupervised,
+  title     = {Unsupervised Representation Learning by Predicting Image Rotations},
+  author    = {Gidaris, Spyros and Singh, Praveer and Komodakis, Nikos},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018}
+}""",
+    ),
+    (
+        ("Jigsaw",),
+        """@inproceedings{noroozi2016unsupervised,
+  title     = {Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles},
+  author    = {Noroozi, Mehdi and Favaro, Paolo},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2016}
 }""",
     ),
     (
@@ -99,13 +126,14 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         checks=_checks_lines(report) if report else [],
         pictures=report is not None and report.curve is not None,
         imported="imported" in lineage,
+        classifier=describe_classifier(lineage),
         training=_training_lines(lineage),
         arguments=_plain_yaml(lineage.get("arguments")),
         lineage=_lineage_lines(lineage),
         notes=lineage.get("notes", []),
         licence=lineage.get("licence", "not stated"),
         data_licence=data.get("licence", "that of the data set"),
-        citations=[text for names, text in CITATIONS if method.get("name") in names],
+        citations=[text for names, text in CITATIONS if not _names(method).isdisjoint(names)],
         percent=percent,
     )
     return card.content.rstrip() + "\n"
@@ -146,9 +174,36 @@ def describe_choice(choice: Mapping[str, Any]) -> str:
             continue
         if isinstance(value, Mapping):
             parts.append(f"{key.replace('_', ' ')} {describe_choice(value)}")
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            parts.append(f"{key.replace('_', ' ')} {' + '.join(map(describe_choice, value))}")
         else:
             parts.append(f"{key.replace('_', ' ')} {_value(key, value)}")
     return str(choice.get("name", "")) + (f" ({', '.join(parts)})" if parts else "")
+
+
+def describe_classifier(lineage: Mapping[str, Any]) -> str | None:
+    """What to know of the classifier of a network that learned without labels."""
+    kind, method = lineage.get("classifier"), lineage.get("method", {}).get("name")
+    if kind is None:
+        return None
+    if kind == "untrained":
+        return (
+            f"Its classifier is untrained, as {method} learns without labels and there was no linear probe: its predictions mean "
+            "nothing and its accuracy was not measured. It is a source to fine-tune."
+        )
+    probe = lineage["probe"]
+    return (
+        f"The network learned without labels ({method}). Its classifier is a linear probe, trained afterwards on the labels of "
+        f"the training split for {probe['steps']} steps (lr {probe['arguments']['lr']:g}) while the network stayed as it was; "
+        "every accuracy is that of the two together."
+    )
+
+
+def _names(choice: Any) -> set[str]:
+    """Names of a choice and of those inside it."""
+    if isinstance(choice, Mapping):
+        return {str(choice.get("name"))}.union(*map(_names, choice.values()))
+    return set().union(*map(_names, choice)) if isinstance(choice, (list, tuple)) else set()
 
 
 def _value(key: str, value: Any) -> str:

@@ -155,6 +155,14 @@ def finetune(
             parser=_fraction, metavar="RADIUS", help="adversarial: Linf radius of the training attack.", rich_help_panel=METHOD
         ),
     ] = "8/255",  # type: ignore[assignment]
+    adversarial_share: Annotated[
+        float | None,
+        typer.Option(
+            help="adversarial: share of the images whose adversarial versions are added to the clean ones; by default "
+            "adversarial images alone.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     extractor_statistics: Annotated[
         Statistics, typer.Option(help="Batch norm of the frozen blocks.", rich_help_panel=METHOD)
     ] = Statistics.source,
@@ -208,7 +216,7 @@ def finetune(
     tuner = RobustFineTuner(
         source,
         data,
-        method=_method(method, num_blocks or None, beta, convex_residual, weight, _attack(attack, eps)),
+        method=_method(method, num_blocks or None, beta, convex_residual, weight, _attack(attack, eps), adversarial_share),
         bn=BatchNormPolicy(extractor_statistics=extractor_statistics.value, submodel_affine=submodel_affine.value),
         arguments=TrainingArguments(
             epochs=epochs,
@@ -257,6 +265,7 @@ def _refuse_options_of_other_methods(context: typer.Context, method: MethodName)
         "weight": (MethodName.lwf,),
         "attack": (MethodName.adversarial,),
         "eps": (MethodName.adversarial,),
+        "adversarial_share": (MethodName.adversarial,),
     }
     for name, methods in of_methods.items():
         source = context.get_parameter_source(name)
@@ -293,7 +302,13 @@ def _attack(name: AttackName, eps: float) -> "Attack":
 
 
 def _method(
-    name: MethodName, num_blocks: int | None, beta: float, convex_residual: bool, weight: float, attack: "Attack"
+    name: MethodName,
+    num_blocks: int | None,
+    beta: float,
+    convex_residual: bool,
+    weight: float,
+    attack: "Attack",
+    adversarial_share: float | None,
 ) -> "Method":
     from . import NEFT, AdversarialTraining, FineTuning, LwF
 
@@ -304,7 +319,7 @@ def _method(
     if name is MethodName.lwf:
         return LwF(weight=weight)
     if name is MethodName.adversarial:
-        return AdversarialTraining(attack=attack, num_blocks=num_blocks)
+        return AdversarialTraining(attack=attack, num_blocks=num_blocks, adversarial_share=adversarial_share)
     return FineTuning(num_blocks=num_blocks)
 
 

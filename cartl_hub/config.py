@@ -57,6 +57,11 @@ def from_dict(
                 values[key] = from_dict(value, kinds, expected=choices)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
+        elif choices and isinstance(value, (list, tuple)):
+            try:
+                values[key] = [from_dict(item, kinds, expected=choices) if isinstance(item, Mapping) else item for item in value]
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
         else:
             values[key] = _fractions(value, hints[key])
     try:

@@ -84,6 +84,11 @@ class RobustFineTuner:
         self.bn, self.arguments = bn or BatchNormPolicy(), arguments or TrainingArguments()
         opened = open_source(source, revision)
         self.model, self.source, self._source_report = opened.model, opened.origin, opened.report
+        if not self.method.uses_labels:
+            raise ValueError(
+                f"expected a method that learns from labels, got {type(self.method).__name__}; pretrain a source with it "
+                "(cartl-hub pretrain), then fine-tune that."
+            )
         last_blocks(self.model, self.method.trained_blocks)
         self.splits = self._splits(data, data_arguments)
         self.arguments.num_steps(self.splits.train)

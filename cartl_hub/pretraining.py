@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from .attacks import Attack
-from .card import render_card
+from .card import describe_classifier, render_card
+from .config import to_dict
 from .evaluation import evaluate
 from .folder import save_model
 from .images import ImagePolicy
 from .lineage import lineage
 from .loading import load_splits
+from .methods import FineTuning
 from .recipe import Recipe
 from .training import train
 from .weights import round_weights
@@ -30,6 +32,8 @@ def pretrain(
 ) -> Path:
     """Train a source, measure it on the test split, write its folder; goes on where it was interrupted.
 
+    A source that learned without labels gets its classifier from the recipe's linear probe; without one it is not measured.
+
     Args:
         recipe: What to train.
         folder: Where the model goes.
@@ -42,6 +46,8 @@ def pretrain(
     data_arguments = recipe.data.read
     policy = ImagePolicy(size=_input_size(recipe), mode="L" if len(recipe.mean) == 1 else "RGB")
     splits = load_splits(recipe.data.location, policy, data_arguments)
+    if recipe.probe is not None:
+        recipe.probe.num_steps(splits.train)  # what can't be counted is an error before the long training
     model = recipe.create_model(len(splits.label_names))
     model.image_policy, model.label_names = policy, splits.label_names
     result = train(
@@ -53,24 +59,42 @@ def pretrain(
         output_dir=output_dir,
         resume=True,
     )
+    classifier: dict[str, Any] = {} if recipe.method.uses_labels else {"classifier": "untrained"}
+    if recipe.probe is not None:
+        probed = train(
+            model,
+            FineTuning(num_blocks=1),
+            splits.train,
+            validation=splits.validation,
+            arguments=recipe.probe,
+            output_dir=output_dir / "probe",
+            resume=True,
+        )
+        classifier = {"classifier": "linear probe", "probe": {"arguments": to_dict(recipe.probe), "steps": probed.steps}}
     round_weights(model, getattr(torch, recipe.weights))
     data = splits.train.description | {"id": recipe.data.id, "licence": recipe.data.licence}
     record = lineage(method=recipe.method, arguments=recipe.training, result=result, data=data, notes=splits.notes)
-    model.lineage = record | {
-        "name": recipe.id,
-        "tag": recipe.id.partition(".")[2],
-        "title": recipe.title,
-        "licence": recipe.licence,
-        "command": command,
-        "remarks": list(recipe.remarks),
-    }
+    model.lineage = (
+        record
+        | classifier
+        | {
+            "name": recipe.id,
+            "tag": recipe.id.partition(".")[2],
+            "title": recipe.title,
+            "licence": recipe.licence,
+            "command": command,
+            "remarks": list(recipe.remarks),
+        }
+    )
     model_folder = save_model(model, folder, card=render_card(model))
     shutil.copyfile(output_dir / "losses.csv", model_folder / "losses.csv")
+    if classifier.get("classifier") == "untrained":
+        return model_folder
     splits.test.description |= {"id": recipe.data.id}
     context: dict[str, Any] = {
         "id": recipe.id,
         "command": command,
-        "notes": list(splits.notes),
+        "notes": [*splits.notes, *filter(None, [describe_classifier(model.lineage)])],
     }
     report = evaluate(model, splits.test, attacks=attacks, num_images=num_images, context=context)
     return save_model(model, folder, report=report, card=render_card(model, report=report))

@@ -13,7 +13,7 @@ from torch import Tensor
 SEEDS = (-(1 << 63), (1 << 63) - 1)  # the seeds that there are, inclusive
 
 # Streams: one image draws independent numbers for each use.
-CROP, FLIP, START, RESTART = range(4)
+CROP, FLIP, START, RESTART, CHOSEN, VIEW, AREA, COLOUR, BLUR, TURN, TILES = range(11)
 
 
 def _signed(x: int) -> int:

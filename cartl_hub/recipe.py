@@ -13,7 +13,7 @@ from .batchnorm import BatchNormPolicy
 from .config import from_dict
 from .data import Augmentation
 from .loading import DataArguments
-from .methods import Method
+from .methods import Method, Views
 from .methods.adversarial import EpsSchedule
 from .models import Classifier, create_model
 from .training import Schedule, TrainingArguments
@@ -59,6 +59,11 @@ class Recipe:
         data: To train on.
         method: Source objective.
         training: How to train.
+        probe: Of a method that learns without labels: how the classifier is trained afterwards, on the network as it is then
+            (a linear probe). Without it such a source is not measured.
+
+    Raises:
+        ValueError: On a probe of a method that trains the classifier itself.
     """
 
     id: str
@@ -73,6 +78,11 @@ class Recipe:
     remarks: tuple[str, ...] = ()
     licence: str = "mit"
     weights: Literal["float32", "float16"] = "float32"
+    probe: TrainingArguments | None = None
+
+    def __post_init__(self) -> None:
+        if self.probe is not None and self.method.uses_labels:
+            raise ValueError(f"expected no probe, as {type(self.method).__name__} trains the classifier itself; leave it out.")
 
     def create_model(self, num_classes: int) -> Classifier:
         """The untrained network, drawn from the recipe's seed."""
@@ -97,7 +107,7 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(kind for module in (methods, attacks) for kind in vars(module).values() if _is_choice(kind)),
-        *(Augmentation, BatchNormPolicy, DataArguments, EpsSchedule, Recipe, RecipeData, Schedule, TrainingArguments),
+        *(Augmentation, BatchNormPolicy, DataArguments, EpsSchedule, Recipe, RecipeData, Schedule, TrainingArguments, Views),
     )
 }
 

@@ -221,6 +221,7 @@ def test_any_module_can_be_measured(photos, tmp_path, monkeypatch):
         ("finetune", ("--convex-residual",), "neft"),
         ("neft", ("--eps", "4/255"), "adversarial"),
         ("neft", ("--weight", "1"), "lwf"),
+        ("finetune", ("--adversarial-share", "0.3"), "adversarial"),
     ],
 )
 def test_option_of_another_method_is_an_error(method, option, owner):

@@ -16,13 +16,13 @@ from torch import nn
 from cartl_hub.attacks import PGD, RFGSM, Attack
 from cartl_hub.blocks import last_blocks
 from cartl_hub.config import from_dict, to_dict
-from cartl_hub.methods import FDM, NEFT, AdversarialTraining, Batch, FineTuning, LwF
+from cartl_hub.methods import FDM, NEFT, AdversarialTraining, Batch, FineTuning, Jigsaw, LwF, MultiTask, Rotation, SimCLR
 from cartl_hub.methods.adversarial import EpsSchedule, scaled
 from cartl_hub.methods.fdm import feature_distance
 from cartl_hub.methods.lwf import SourceFeatures
 from cartl_hub.methods.method import Images
 from cartl_hub.methods.neft import input_sizes
-from cartl_hub.randomness import image_keys
+from cartl_hub.randomness import CHOSEN, image_keys, uniform
 from cartl_hub.recipe import KINDS
 from cartl_hub.spectral import kernel_norm, operator_norm, weighted
 
@@ -33,8 +33,13 @@ METHODS = {
     "neft": NEFT(num_blocks=2),
     "adversarial": AdversarialTraining(attack=PGD(eps=8 / 255, step_size=4 / 255, steps=1)),
     "adversarial-2": AdversarialTraining(attack=FAST, num_blocks=2, eps_schedule=EpsSchedule(start=0.2, end=0.8)),
+    "adversarial-1-added": AdversarialTraining(attack=FAST, num_blocks=1, adversarial_share=0.5),
     "fdm": FDM(num_blocks=2, attack=FAST),
     "lwf": LwF(warm_start=0.0),
+    "simclr": SimCLR(),
+    "rotation": Rotation(attack=FAST),
+    "jigsaw": Jigsaw(grid=2, num_permutations=4),
+    "multitask": MultiTask(tasks=(SimCLR(attack=FAST), Jigsaw(augmentation=None)), weights=(1.0, 0.5)),
 }
 
 
@@ -85,9 +90,11 @@ def test_method_trains_what_it_says_and_leaves_nothing_behind(method, model, dat
     before, state = held(model), snapshot(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     trained = {names[p] for block in last_blocks(model, method.trained_blocks) for p in block.parameters.values()}
+    if not method.uses_labels:
+        trained -= {names[parameter] for parameter in model.head.parameters()}
     losses = train(model, method, data)
     assert held(model) == before
-    assert losses["logits"].shape == (6, 3)
+    assert losses["logits"].shape == (6, 3) if method.uses_labels else "logits" not in losses
     assert changes(model, state) & set(names.values()) == trained
 
 
@@ -262,6 +269,37 @@ def test_training_images_follow_the_schedule(wrn, data, progress, eps):
     losses = method.losses(wrn, batch)
     torch.testing.assert_close(losses["logits"], logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses["loss"], F.cross_entropy(logits, batch.labels), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_a_share_of_adversarial_images_is_added_to_the_clean_ones(wrn, data, share):
+    method, batch = AdversarialTraining(attack=Brighter(eps=0.1), adversarial_share=share), batch_of(data, num_images=24)
+    losses = method.losses(wrn.eval(), batch)
+    chosen = [index for index in range(24) if float(uniform(batch.keys[index : index + 1], stream=CHOSEN)) < share]
+    assert 0 < len(chosen) <= 24
+    clean, brighter = (
+        F.cross_entropy(wrn(images), batch.labels, reduction="none")
+        for images in (batch.images, (batch.images + 0.1).clamp(0, 1))
+    )
+    expected = (clean.sum() + sum(brighter[index] for index in chosen)) / (24 * (1 + share))
+    torch.testing.assert_close(losses["loss"], expected)
+    torch.testing.assert_close(losses["logits"], wrn(batch.images))
+
+
+def test_the_added_images_are_others_in_each_epoch_and_may_be_none(wrn, data):
+    batch, method = batch_of(data), AdversarialTraining(attack=Brighter(eps=0.1), adversarial_share=1e-6)
+    torch.testing.assert_close(
+        method.losses(wrn.eval(), batch)["loss"] * (1 + 1e-6), F.cross_entropy(wrn(batch.images), batch.labels)
+    )
+    first, second = (uniform(image_keys(0, epoch, torch.arange(100)), stream=CHOSEN) < 0.3 for epoch in (0, 1))
+    assert 15 < int(first.sum()) < 45
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, True])
+def test_share_out_of_range(share):
+    with pytest.raises(ValueError, match="adversarial_share must be"):
+        AdversarialTraining(adversarial_share=share)
 
 
 def test_step_is_scaled_with_the_radius():

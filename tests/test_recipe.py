@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -5,10 +8,29 @@ import torch
 from datasets import DatasetDict
 from test_finetuner import pictures
 
-from cartl_hub import FDM, NFGSM, PGD, DataArguments, Recipe, Report, TrainingArguments, load_model, load_recipe, pretrain
+from cartl_hub import (
+    FDM,
+    NFGSM,
+    PGD,
+    DataArguments,
+    Jigsaw,
+    MultiTask,
+    Recipe,
+    Report,
+    SimCLR,
+    TrainingArguments,
+    evaluate,
+    load_model,
+    load_recipe,
+    pretrain,
+    pretraining,
+)
+from cartl_hub.card import describe_classifier
 from cartl_hub.config import from_dict, to_dict
 from cartl_hub.files import sha256
+from cartl_hub.loading import load_splits
 from cartl_hub.recipe import KINDS, RecipeData
+from cartl_hub.training import train
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 ATTACK = PGD(eps=8 / 255, step_size=4 / 255, steps=2)
@@ -37,6 +59,59 @@ def test_what_is_no_recipe(text, message, tmp_path):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_recipe(tmp_path)
+
+
+def without_labels(data, **changes):
+    return Recipe(
+        id="wrn10_1.multitask_toy",
+        title="A toy.",
+        architecture="wrn10_1",
+        data=RecipeData(id="org/toy", local=str(data), read=DataArguments(validation_share=0.2)),
+        method=MultiTask(tasks=(SimCLR(), Jigsaw(grid=2))),
+        training=TrainingArguments(epochs=1, batch_size=16, precision="fp32", augmentation=None),
+        **changes,
+    )
+
+
+@pytest.fixture
+def toy(tmp_path):
+    pictures(60).to_parquet(tmp_path / "train.parquet")
+    return tmp_path / "train.parquet"
+
+
+def test_a_source_without_labels_is_measured_by_a_linear_probe(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "evaluate", partial(evaluate, checks=False, curve=None))
+    recipe = without_labels(toy, probe=TrainingArguments(max_steps=3, batch_size=8, precision="fp32", validation_attack=ATTACK))
+    assert from_dict(to_dict(recipe), KINDS) == recipe
+    folder = pretrain(recipe, tmp_path / "model", output_dir=tmp_path / "run", attacks={"PGD-2": ATTACK}, num_images=4)
+    card, model = (folder / "README.md").read_text(), load_model(folder)
+    sentence = describe_classifier(model.lineage)
+    assert "The network learned without labels (MultiTask). Its classifier is a linear probe, trained afterwards" in sentence
+    assert "for 3 steps (lr 0.02)" in sentence
+    assert sentence in card
+    assert sentence in json.loads((folder / "report.json").read_text())["context"]["notes"]
+    assert "tasks SimCLR (temperature 0.5, dim 128" in card
+    assert "noroozi2016unsupervised" in card
+    alone = recipe.create_model(model.num_classes)
+    alone.label_names = model.label_names
+    splits = load_splits(str(toy), model.image_policy, recipe.data.read)
+    train(alone, recipe.method, splits.train, arguments=recipe.training)
+    changed = {name for name, tensor in alone.state_dict().items() if not torch.equal(tensor, model.state_dict()[name])}
+    assert changed == {"backbone.head.fc.weight", "backbone.head.fc.bias"}  # the probe trained nothing else
+
+
+def test_without_a_probe_no_accuracy_is_stated(toy, tmp_path):
+    folder = pretrain(without_labels(toy), tmp_path / "model", output_dir=tmp_path / "run")
+    card = (folder / "README.md").read_text()
+    assert "Its classifier is untrained, as MultiTask learns without labels and there was no linear probe" in card
+    assert "Not measured." in card
+    assert not (folder / "report.json").exists()
+
+
+def test_a_probe_is_for_methods_without_labels(toy):
+    recipe = without_labels(toy, probe=TrainingArguments())
+    with pytest.raises(ValueError, match="expected no probe, as FDM trains the classifier itself; leave it out"):
+        replace(recipe, method=FDM(num_blocks=2))
 
 
 def test_source_is_trained_measured_and_written(tmp_path):

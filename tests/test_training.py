@@ -42,7 +42,8 @@ def start(*options, processes=1):
     command = [sys.executable, str(HERE / "train_script.py"), *map(str, options)]
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "ACCELERATE_USE_CPU": "true"}
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -250,7 +251,7 @@ def test_two_runs_in_one_folder(wrn, data, tmp_path):
 # Several processes
 
 
-@pytest.mark.parametrize("run", ["head", "vit_blocks", "vit_at"])
+@pytest.mark.parametrize("run", ["head", "vit_blocks", "vit_at", "vit_multitask"])
 def test_two_processes_with_half_the_batch_give_the_weights_of_one(run, tmp_path):
     assert start(tmp_path / "one", run).returncode == 0
     two = start(tmp_path / "two", run, processes=2)
@@ -533,7 +534,8 @@ def test_arguments_that_mean_nothing(changes, message):
         ({"gamma": -1}, "gamma must be >= 0"),
         ({"milestones": 0.5}, r"milestones must be a tuple of shares of the run, such as \(0.5, 0.75\), got 0.5"),
         ({"milestones": (0.5, 1.0)}, "each of milestones must be > 0 and < 1, got 1.0"),
-        ({"decay": "exponential"}, "decay must be linear, cosine, steps or constant, got 'exponential'"),
+        ({"decay": "sine"}, "decay must be linear, cosine, exponential, steps or constant, got 'sine'"),
+        ({"decay": "exponential", "gamma": 0}, "gamma must be > 0, got 0"),
     ],
 )
 def test_schedule_out_of_range(changes, message):
@@ -575,6 +577,8 @@ def test_wrong_number_of_classes(data):
         (Schedule(warmup=0.5, decay="linear"), [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]),
         (Schedule(warmup=0, decay="steps", milestones=(0.5, 0.75), gamma=0.1), [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
         (Schedule(warmup=0.25, decay="constant"), [0.5, 1, 1, 1, 1, 1, 1, 1]),
+        (Schedule(warmup=0, decay="exponential", gamma=1 / 256), [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128]),
+        (Schedule(warmup=0.5, decay="exponential", gamma=1 / 16), [0.25, 0.5, 0.75, 1, 1, 1 / 2, 1 / 4, 1 / 8]),
     ],
 )
 def test_schedule(schedule, expected):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import make_model, toy_data
 
-from cartl_hub import FDM, NEFT, PGD, AdversarialTraining, FineTuning, LwF
+from cartl_hub import FDM, NEFT, PGD, RFGSM, AdversarialTraining, FineTuning, Jigsaw, LwF, MultiTask, Rotation, SimCLR
 from cartl_hub.folder import save_model
 from cartl_hub.training import Schedule, TrainingArguments, checkpoint, loop, train
 
@@ -21,6 +21,11 @@ RUNS = {
     "neft": ("wrn10_1", NEFT(num_blocks=3), {"ema": 0.9}),
     "lwf": ("wrn10_1", LwF(weight=0.1, warm_start=0.3), {"augmentation": None}),
     "dropout": ("test_vit", FineTuning(num_blocks=2), {"optimizer": "adamw", "lr": 1e-3}),
+    "vit_multitask": (
+        "test_vit",
+        MultiTask(tasks=(SimCLR(attack=RFGSM(eps=8 / 255)), Rotation(), Jigsaw(grid=2, num_permutations=4))),
+        {"augmentation": None},
+    ),
     "head": ("wrn10_1", FineTuning(num_blocks=1), {}),
     "vit_blocks": ("test_vit", FineTuning(num_blocks=3), {}),
     "vit_at": ("test_vit", AdversarialTraining(attack=ATTACK, num_blocks=2), {}),

@@ -2,7 +2,13 @@ from .adversarial import AdversarialTraining as AdversarialTraining
 from .adversarial import EpsSchedule as EpsSchedule
 from .fdm import FDM as FDM
 from .finetuning import FineTuning as FineTuning
+from .jigsaw import Jigsaw as Jigsaw
 from .lwf import LwF as LwF
 from .method import Batch as Batch
 from .method import Method as Method
+from .multitask import MultiTask as MultiTask
 from .neft import NEFT as NEFT
+from .pretext import Pretext as Pretext
+from .rotation import Rotation as Rotation
+from .simclr import SimCLR as SimCLR
+from .views import Views as Views

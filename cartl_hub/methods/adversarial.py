@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 
+import torch
 import torch.nn.functional as F
 
 from ..attacks import PGD, Attack
-from ..ranges import check_whole
+from ..randomness import CHOSEN, uniform
+from ..ranges import check_number, check_whole
 from .method import Method, check_attack
 
 
@@ -46,10 +48,14 @@ def scaled(attack: Attack, factor: float) -> Attack:
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTraining(Method):
-    """Cross-entropy on adversarial images (Madry et al., 2018, https://arxiv.org/abs/1706.06083).
+    """Cross-entropy on adversarial images (Madry et al., 2018, https://arxiv.org/abs/1706.06083), alone or added to the clean
+    ones (Jaiswal and Fan, 2021).
 
     Args:
         attack: The inner maximisation; CARTL's by default.
+        adversarial_share: Share, in (0, 1], of the images whose adversarial versions are added to the clean images, drawn anew
+            in each epoch. Clean and added images are one batch, and each weighs the same: the sum of their losses is divided
+            by the number of images expected, (1 + share) times that of the clean ones. None: adversarial images alone.
         num_blocks: Blocks to train, counted from the classifier; None is the whole network.
         eps_schedule: Radius of the attack over the run.
 
@@ -58,11 +64,14 @@ class AdversarialTraining(Method):
     """
 
     attack: Attack = field(default=PGD(eps=8 / 255, step_size=2 / 255, steps=7))
+    adversarial_share: float | None = None
     num_blocks: int | None = None
     eps_schedule: EpsSchedule = field(default_factory=EpsSchedule)
 
     def __post_init__(self) -> None:
         check_attack(self.attack)
+        if self.adversarial_share is not None:
+            check_number("adversarial_share", self.adversarial_share, (">", 0), ("<=", 1))
         if self.num_blocks is not None:
             check_whole("num_blocks", self.num_blocks, (">=", 1))
         if not isinstance(self.eps_schedule, EpsSchedule):
@@ -73,9 +82,18 @@ class AdversarialTraining(Method):
         return self.num_blocks
 
     def losses(self, model, batch):
-        factor = self.eps_schedule.factor(batch.progress)
-        images = batch.images
-        if factor:
-            images = scaled(self.attack, factor)(model, images, batch.labels, batch.keys)
+        if self.adversarial_share is None:
+            logits = model(self._perturbed(model, batch.images, batch.labels, batch.keys, batch.progress))
+            return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits}
+        images, labels, num_clean = batch.images, batch.labels, len(batch.images)
+        chosen = torch.nonzero(uniform(batch.keys, stream=CHOSEN) < self.adversarial_share).flatten()
+        if len(chosen):
+            added = self._perturbed(model, images[chosen], labels[chosen], batch.keys[chosen], batch.progress)
+            images, labels = torch.cat([images, added]), torch.cat([labels, labels[chosen]])
         logits = model(images)
-        return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits}
+        total = F.cross_entropy(logits, labels, reduction="sum")
+        return {"loss": total / ((1 + self.adversarial_share) * num_clean), "logits": logits[:num_clean]}
+
+    def _perturbed(self, model, images, labels, keys, progress):
+        factor = self.eps_schedule.factor(progress)
+        return scaled(self.attack, factor)(model, images, labels, keys) if factor else images

@@ -57,6 +57,11 @@ class Method(ABC):
         """Blocks that are trained, counted from the classifier; None is the whole network."""
         return None
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether labels are learned. A method that uses none leaves the classifier untrained and draws its own views."""
+        return True
+
     def adapt(self, model: Classifier) -> None:
         """Change the architecture where the method needs it; this stays and is saved with the model."""
         return None

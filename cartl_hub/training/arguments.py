@@ -16,28 +16,28 @@ class Schedule:
 
     Args:
         warmup: Share of the run, in [0, 1], in which it rises linearly from 0.
-        decay: After that "linear" or "cosine" to 0, "steps" at the milestones, or "constant".
+        decay: After that "linear" or "cosine" to 0, "exponential" to ``gamma``, "steps" at the milestones, or "constant".
         milestones: Shares of the run, in (0, 1), at which "steps" multiplies it by ``gamma``.
-        gamma: Factor at each milestone, >= 0.
+        gamma: Factor at each milestone, >= 0, or of "exponential" at the end of the run, > 0.
 
     Raises:
         ValueError: On values out of range.
     """
 
     warmup: float = 0.1
-    decay: Literal["linear", "cosine", "steps", "constant"] = "linear"
+    decay: Literal["linear", "cosine", "exponential", "steps", "constant"] = "linear"
     milestones: tuple[float, ...] = ()
     gamma: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.decay not in ("linear", "cosine", "steps", "constant"):
-            raise ValueError(f"decay must be linear, cosine, steps or constant, got {self.decay!r}.")
+        if self.decay not in ("linear", "cosine", "exponential", "steps", "constant"):
+            raise ValueError(f"decay must be linear, cosine, exponential, steps or constant, got {self.decay!r}.")
         if not isinstance(self.milestones, (tuple, list)):
             raise ValueError(f"milestones must be a tuple of shares of the run, such as (0.5, 0.75), got {self.milestones!r}.")
         check_number("warmup", self.warmup, (">=", 0), ("<=", 1))
         for milestone in self.milestones:
             check_number("each of milestones", milestone, (">", 0), ("<", 1))
-        check_number("gamma", self.gamma, (">=", 0))
+        check_number("gamma", self.gamma, (">" if self.decay == "exponential" else ">=", 0))
 
     def factor(self, step: int, num_steps: int) -> float:
         """Factor at ``step``, counted from 0."""
@@ -49,6 +49,8 @@ class Schedule:
         if self.decay == "steps":
             return self.gamma ** sum(step >= milestone * num_steps for milestone in self.milestones)
         left = min(1.0, (num_steps - step) / max(num_steps - warm, 1))
+        if self.decay == "exponential":
+            return self.gamma ** (1 - left)
         return left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
 
 

@@ -74,7 +74,8 @@ def train(
         model: A classifier for the classes of ``data``.
         method: What is trained and what is minimised.
         data: Training images.
-        validation: Images that choose the best checkpoint; never those that are reported on.
+        validation: Images that choose the best checkpoint; never those that are reported on. Not used by a method that learns
+            without labels, as it trains no classifier.
         bn: Batch-norm policy; by default the source's statistics and trained affine maps.
         arguments: How to train.
         output_dir: Where checkpoints and logs go; None writes nothing.
@@ -97,7 +98,8 @@ class _Run:
 
     def __init__(self, model, method, data, validation, bn, arguments, output_dir, resume):
         self.given, self.model = model, copy.deepcopy(model)  # what is given changes at the very end
-        self.method, self.data, self.validation = method, data, validation
+        self.method, self.data = method, data
+        self.validation = validation if method.uses_labels else None
         self.bn, self.arguments, self.resume = bn, arguments, resume
         self.folder = None if output_dir is None else Path(output_dir)
         self.num_steps = arguments.num_steps(data)
@@ -108,6 +110,8 @@ class _Run:
                 f"expected a model for the {len(data.label_names)} classes of the data, got one for {model.num_classes}; "
                 "call model.reset_head(data.label_names) first."
             )
+        if not method.uses_labels:
+            self._check_without_labels()
         self._check_validation()
         self.accelerator = _accelerator(arguments, self.folder)
         world = self.accelerator.num_processes
@@ -121,12 +125,21 @@ class _Run:
             raise ValueError(f"expected a tracker that is installed as log_with, got {arguments.log_with!r}; pip install it.")
         method.adapt(self.model)
         self.result = Result(num_steps=self.num_steps, device=_device_name(self.accelerator.device))
-        self.fingerprint = _fingerprint(method, bn, arguments, data, validation, self.model)
+        self.fingerprint = _fingerprint(method, bn, arguments, data, self.validation, self.model)
         self.checkpoint: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.best_state: dict[str, Tensor] | None = None
         self.losses: list[tuple[int, float, float]] = []
         self.pending: list[tuple[int, Tensor, Tensor]] = []
         self.stale = 0  # validations since the best one
+
+    def _check_without_labels(self) -> None:
+        name = type(self.method).__name__
+        if self.arguments.augmentation is not None:
+            raise ValueError(f"expected augmentation=None, as {name} draws its own views, got {self.arguments.augmentation}.")
+        for option in ("patience", "load_best"):
+            if value := getattr(self.arguments, option):
+                raise ValueError(f"{option}={value} needs accuracies, and {name} learns without labels; leave it out.")
+        logger.info("no validation: %s learns without labels and trains no classifier", name)
 
     def _check_validation(self) -> None:
         if self.validation is None:
@@ -186,6 +199,7 @@ class _Run:
         extractor = [layer for layer in layers if id(layer) not in tuned]
         if self.accelerator.is_main_process:
             logger.info(self.bn.describe(extractor, submodel))
+        torch.manual_seed(step_seed(self.arguments.seed, -1, 0))  # of what the method draws: the same in every process
         with self.method.setup(working, self._known_images()) as modules, self.bn.hold(extractor, submodel):
             task = Task(working, self.method, modules).to(device)
             return self._fit(task)
@@ -241,7 +255,9 @@ class _Run:
                 self._step(wrapped, task, optimizer, trained, drawn, step)
                 self.result.seconds = seconds + time.monotonic() - begun
                 if main and self.losses:
-                    bar.set_postfix(loss=f"{self.losses[-1][1]:.3f}", acc=f"{self.losses[-1][2]:.0%}", refresh=False)
+                    _, loss, accuracy = self.losses[-1]
+                    shown = {} if math.isnan(accuracy) else {"acc": f"{accuracy:.0%}"}
+                    bar.set_postfix(loss=f"{loss:.3f}", **shown, refresh=False)
                 bar.update()
                 done = step + 1
                 epoch_end = done % self.period == 0 or done == self.num_steps
@@ -326,7 +342,8 @@ class _Run:
             if self.arguments.log_with:
                 step, loss, accuracy = self.losses[-1]
                 lr = self.arguments.lr * self.arguments.schedule.factor(step, self.num_steps)
-                self.accelerator.log({"train/loss": loss, "train/accuracy": accuracy, "train/lr": lr}, step=step)
+                shown = {"train/loss": loss, "train/accuracy": accuracy, "train/lr": lr}
+                self.accelerator.log({name: value for name, value in shown.items() if math.isfinite(value)}, step=step)
 
     def _validate(self, task: Task, step: int, bar: tqdm) -> None:
         """Measure the plain model on validation images and keep it if it is the best so far."""
@@ -403,16 +420,15 @@ class _Run:
             return self.result.precision
         if self.arguments.precision != "auto":
             return self.arguments.precision
-        chosen: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            chosen = [self._faster_precision(task)]
-        (choice,) = broadcast_object_list(chosen)
+        (choice,) = broadcast_object_list([self._faster_precision(task)])  # by all, as a method may gather from all
         return choice
 
     def _faster_precision(self, task: Task) -> str:
         """Time a few steps of each; the task is left as it was."""
         before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-        drawn = next(self.data.training_batches(batch_size=self.arguments.batch_size, seed=0, start=0, stop=1))
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        size = self.arguments.batch_size
+        drawn = next(self.data.training_batches(batch_size=size, seed=0, start=0, stop=1, rank=rank, world=world))
         indices = drawn.indices.to(self.accelerator.device)
         labels = drawn.labels.to(self.accelerator.device)
         batch = Batch(self._to_float(drawn.images), labels, indices, image_keys(0, 0, indices), 0.999)
