@@ -66,7 +66,7 @@ class Strength(StrEnum):
 
 
 class TableName(StrEnum):
-    """Tables of the CARTL paper."""
+    """Tables of the papers."""
 
     all = "all"
     cases = "cases"
@@ -74,6 +74,7 @@ class TableName(StrEnum):
     bn = "bn"
     targets = "targets"
     datasize = "datasize"
+    ssl = "ssl"
 
 
 class Statistics(StrEnum):
@@ -680,7 +681,7 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and which are done; run none.")] = False,
     render: Annotated[bool, typer.Option("--render", help="Write the page from the results that are there; run none.")] = False,
 ) -> None:
-    """Run the CARTL paper's tables on a plan, and write them beside the paper's figures.
+    """Run the papers' tables on a plan, and write them beside the papers' figures.
 
     A cell is a transfer and its measurement. Those that are done are left alone, interrupted ones go on.
     """

@@ -210,8 +210,29 @@ def test_tables_have_the_papers_figures_and_the_right_sources(plan):
     assert BATCH_NORM["source", "frozen"] == (90.84, 18.54)
 
 
+def test_self_supervised_tables(plan):
+    shares, tasks = make_tables(replace(plan, pretexts=("simclr", "rotation"), label_shares=(0.1, 1.0)), ["ssl"])
+    assert shares.attack == tasks.attack == "FGSM"
+    rows = {row.label: row for row in shares.rows}
+    first = rows["supervised, from the start"]
+    assert first.paper == {"clean images": "paper: 68 / 23", "adversarial images added": "paper: 66 / 36"}
+    assert {cell.source for cells in first.cells.values() for cell in cells} == {"untrained:wrn34_10"}
+    clean, added = (cells[0] for cells in rows["10% of the labels"].cells.values())
+    assert (clean.method, added.method.adversarial_share) == (FineTuning(num_blocks=1), 1.0)
+    assert clean.target.read.train_share == 0.1
+    assert rows["10% of the labels"].paper["adversarial images added"] == "paper: 60 / 36"
+    assert tasks.rows[1].paper == {"adversarial images added": "paper: 25 under FGSM"}
+    assert tasks.rows[1].cells["clean images"][0].source == "wrn34_10.rotation_cifar100"
+
+
+def test_a_network_trained_from_the_start(make_cell, tmp_path):
+    cells = [make_cell(source="untrained:wrn10_1", method=FineTuning(), training=replace(TRAINING, seed=s)) for s in (0, 1)]
+    found = run_cells(cells, results=tmp_path / "results", runs=tmp_path / "runs")
+    assert len({result.source["weights_sha256"] for result in found.values()}) == 2
+
+
 def test_every_claim_is_on_rows_that_are_there(plan):
-    for table in make_tables(replace(plan, sources=("at", "fdm4", "natural"))):
+    for table in make_tables(replace(plan, sources=("at", "fdm4", "natural"), pretexts=("simclr",))):
         labels = [row.label for row in table.rows]
         assert len(set(labels)) == len(labels)
         assert all({claim.better, claim.worse} <= set(labels) for claim in table.claims)

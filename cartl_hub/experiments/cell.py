@@ -25,12 +25,14 @@ from ..files import write_file
 from ..finetuner import RobustFineTuner, open_source
 from ..loading import Splits
 from ..methods import Method
+from ..models import Classifier, create_model
 from ..recipe import RecipeData
 from ..report import Accuracy, Report
 from ..training import TrainingArguments, read_best
 from ..weights import weights_sha256
 
 WORST = "worst case"
+UNTRAINED = "untrained:"  # before timm's name of a network that is trained from the start
 FREE = ("checkpoint_every", "checkpoint_minutes", "log_with", "precision")  # these are no part of what a cell is
 
 
@@ -49,7 +51,8 @@ class Cell:
     """A transfer, and how it is measured.
 
     Args:
-        source: Bundled id, Hub id, model folder, or name of a timm model.
+        source: Bundled id, Hub id, model folder, or name of a timm model; "untrained:" and such a name for one that is drawn
+            from the seed.
         target: Data to fine-tune on and to measure on.
         method: Transfer method.
         bn: Batch-norm policy.
@@ -202,9 +205,9 @@ def run_cell(
         keep: Write the model with its card and report into ``folder / "model"``.
         command: That ran this.
     """
-    target = cell.target
+    target, source = cell.target, open_source_of(cell)
     tuner = RobustFineTuner(
-        cell.source,
+        source if cell.source.startswith(UNTRAINED) else cell.source,
         splits if splits is not None else target.location,
         method=cell.method,
         bn=cell.bn,
@@ -212,7 +215,6 @@ def run_cell(
         data_arguments=None if splits is not None else replace(target.read, id=target.id),
         output_dir=folder,
     )
-    source = open_source(cell.source).model
     result = tuner.train()
     measured: dict[str, Any] = {"attacks": cell.attacks, "num_images": cell.num_images, "curve": None, "checks": False}
     report = tuner.evaluate(**measured, resume=folder / "evaluation.last")
@@ -248,6 +250,15 @@ def run_cell(
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
+
+
+def open_source_of(cell: Cell) -> Classifier:
+    """The model that a cell starts from."""
+    if not cell.source.startswith(UNTRAINED):
+        return open_source(cell.source).model
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(cell.training.seed)
+        return create_model(cell.source.removeprefix(UNTRAINED))
 
 
 def _essential(training: TrainingArguments) -> TrainingArguments:

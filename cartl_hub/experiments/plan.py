@@ -6,13 +6,14 @@ from typing import Any
 
 import yaml
 
+from ..attacks import Attack
 from ..batchnorm import BatchNormPolicy
 from ..config import from_dict
 from ..methods import LwF, Method
 from ..ranges import check_whole
 from ..recipe import KINDS, RecipeData
 from ..training import Schedule, TrainingArguments
-from .cell import Cell
+from .cell import Cell, paper_attacks
 
 FROZEN = BatchNormPolicy(extractor_statistics="source", submodel_affine="frozen")
 
@@ -52,6 +53,10 @@ class Plan:
         data_size_blocks: Blocks that are trained with few images.
         data_size_epochs: Passes over few images, with one validation at their end.
         pairs: Rows of the table of targets.
+        pretexts: Objectives of sources that learned without labels; the first is that of the table of label shares.
+        label_shares: Shares of the target's labels, in (0, 1].
+        probe_blocks: Blocks that are trained behind such a source; the authors train the classifier alone.
+        probe_epochs: Passes over a share, with one validation at their end.
         training: How to fine-tune; its seed is replaced.
         lwf_training: How to fine-tune with LwF, which CARTL and its authors train without augmentation.
         num_images: The first test images; all by default.
@@ -72,6 +77,10 @@ class Plan:
     data_size_blocks: int = 4
     data_size_epochs: int = 100
     pairs: tuple[Pair, ...] = ()
+    pretexts: tuple[str, ...] = ()
+    label_shares: tuple[float, ...] = (0.01, 0.1, 0.3, 1.0)
+    probe_blocks: int = 1
+    probe_epochs: int = 50
     training: TrainingArguments = field(default_factory=TrainingArguments)
     lwf_training: TrainingArguments = field(
         default_factory=lambda: TrainingArguments(
@@ -104,6 +113,7 @@ class Plan:
         bn: BatchNormPolicy = FROZEN,
         target: RecipeData | None = None,
         epochs: int | None = None,
+        attacks: dict[str, Attack] | None = None,
     ) -> tuple[Cell, ...]:
         """A cell for each seed; with ``epochs`` trained for so many, and validated at their end."""
         lwf = isinstance(method, LwF)
@@ -117,6 +127,7 @@ class Plan:
                 method=method,
                 bn=BatchNormPolicy() if lwf else bn,
                 training=replace(training, seed=seed),
+                attacks=attacks or paper_attacks(),
                 num_images=self.num_images,
             )
             for seed in self.seeds

@@ -19,14 +19,13 @@ from .run import find_result
 from .tables import NAMES, Claim, Row, Table, make_tables
 
 TEMPLATE = Path(__file__).parent / "results.md.j2"
-ATTACK = "PGD-100"  # the paper's
-SHOWN = ("clean", ATTACK, WORST)
+ATTACK = "PGD-100"  # CARTL's
 NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy under PGD-100 of one row minus another's, on the same images.
+    """Accuracy under the table's attack of one row minus another's, on the same images.
 
     Args:
         column: Of the table.
@@ -58,13 +57,15 @@ def find_results(tables: Sequence[Table], folder: Path) -> dict[str, CellResult]
     return {key: found for key, cell in cells.items() if (found := find_result(cell, folder)) is not None}
 
 
-def entry_text(cells: Sequence[Cell], results: Mapping[str, CellResult], weights: str = "last") -> str:
-    """Clean, PGD-100 and worst-case accuracy in %, means over the seeds that were run; "not run" where none was."""
+def entry_text(cells: Sequence[Cell], results: Mapping[str, CellResult], attack: str = ATTACK, weights: str = "last") -> str:
+    """Clean, attacked and worst-case accuracy in %, means over the seeds that were run; "not run" where none was."""
     found = [results[cell.key] for cell in cells if cell.key in results]
     measured = [part for part in (getattr(result, weights) for result in found) if part is not None]
     if not measured:
         return NOT_RUN if weights == "last" else ""
-    text = " / ".join(f"{100 * np.mean([part.accuracy(name).accuracy for part in measured]):.2f}" for name in SHOWN)
+    text = " / ".join(
+        f"{100 * np.mean([part.accuracy(name).accuracy for part in measured]):.2f}" for name in ("clean", attack, WORST)
+    )
     return text if len(measured) == len(cells) else f"{text} ({len(measured)} of {len(cells)} seeds)"
 
 
@@ -78,7 +79,7 @@ def differences(table: Table, claim: Claim, results: Mapping[str, CellResult]) -
             if a.key in results and b.key in results and a.key != b.key:
                 pair = [results[cell.key] for cell in (a, b)]
                 if pair[0].data["test"] == pair[1].data["test"]:
-                    ours, theirs = (part.last.verdicts[ATTACK] for part in pair)
+                    ours, theirs = (part.last.verdicts[table.attack] for part in pair)
                     found.append(Difference(column, a.training.seed, *paired_bootstrap(ours, theirs)))
     return found
 
@@ -205,14 +206,15 @@ def save_results(plan: Plan, folder: Path, page: Path) -> None:
 def _shown(table: Table, results: Mapping[str, CellResult]) -> dict:
     """What the template needs of a table."""
     claims = [claim_text(claim, differences(table, claim, results)) for claim in table.claims]
-    rows = [(row.label, [_entry(row, column, results) for column in table.columns]) for row in table.rows]
-    return {"title": table.title, "columns": table.columns, "rows": rows, "claims": claims, "notes": table.notes}
+    rows = [(row.label, [_entry(row, column, table.attack, results) for column in table.columns]) for row in table.rows]
+    kept = ("title", "columns", "notes", "attack")
+    return {"rows": rows, "claims": claims, **{name: getattr(table, name) for name in kept}}
 
 
-def _entry(row: Row, column: str, results: Mapping[str, CellResult]) -> str:
+def _entry(row: Row, column: str, attack: str, results: Mapping[str, CellResult]) -> str:
     cells = row.cells.get(column, ())
-    lines = [entry_text(cells, results)]
-    if best := entry_text(cells, results, "best"):
+    lines = [entry_text(cells, results, attack)]
+    if best := entry_text(cells, results, attack, "best"):
         lines.append(f"best by validation: {best}")
     if column in row.paper:
         lines.append(row.paper[column])

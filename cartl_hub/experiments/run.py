@@ -12,14 +12,13 @@ import joblib
 from tqdm.auto import tqdm
 
 from ..data import DataError
-from ..finetuner import open_source
 from ..folder import ModelError, read_config
 from ..hub import find_model, untrained_recipes
 from ..images import ImagePolicy
 from ..loading import Splits, load_splits
 from ..recipe import RecipeData
 from ..training import TrainingError
-from .cell import Cell, CellResult, ExperimentError, run_cell
+from .cell import UNTRAINED, Cell, CellResult, ExperimentError, open_source_of, run_cell
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ def run_cells(
 def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None) -> tuple[str, str | None]:
     """One cell in whatever process; returns its key and what went wrong."""
     try:
-        splits = _load(cell.target, open_source(cell.source).model.image_policy)
+        splits = _load(cell.target, open_source_of(cell).image_policy)
         run_cell(cell, runs / cell.key, splits=splits, keep=keep, command=command).save(result_path(cell, results))
         if not keep:
             shutil.rmtree(runs / cell.key)
@@ -118,6 +117,8 @@ def find_result(cell: Cell, results: Path) -> CellResult | None:
 
 def _weights(source: str) -> str | None:
     """Hash of a source's weights as its config states it, where it lies on this machine."""
+    if source.startswith(UNTRAINED):
+        return None
     try:
         folder, _ = find_model(source, local_files_only=True)
         return read_config(folder).get("cartl_hub", {}).get("weights_sha256")

@@ -1,14 +1,16 @@
-"""The tables of CARTL (Chen et al., ICML 2021), as cells to run and the paper's figures to stand beside."""
+"""The tables of CARTL (Chen et al., ICML 2021) and of self-supervised transfer (Jaiswal and Fan, 2021), as cells to run and the
+papers' figures to stand beside."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..attacks import FGSM, Attack
 from ..batchnorm import BatchNormPolicy
-from ..methods import NEFT, FineTuning, LwF
-from .cell import Cell
+from ..methods import NEFT, AdversarialTraining, FineTuning, LwF, Method
+from .cell import UNTRAINED, Cell, paper_attacks
 from .plan import Plan
 
-NAMES = ("cases", "ablation", "bn", "targets", "datasize")
+NAMES = ("cases", "ablation", "bn", "targets", "datasize", "ssl")
 LWF_WEIGHT = 0.005  # of the authors' code
 
 Figures = Mapping[int, tuple[float, float]]  # the paper's case -> clean and PGD-100 accuracy, in %
@@ -36,6 +38,14 @@ TARGETS: dict[tuple[str, str], dict[str, tuple[float, float]]] = {
     ("cifar10", "svhn"): {"LwF": (94.32, 4.68), "TL": (94.86, 11.52), "CARTL": (94.76, 21.65)},
     ("gtsrb", "svhn"): {"LwF": (81.80, 1.08), "TL": (93.91, 6.08), "CARTL": (94.07, 15.26)},
 }
+SHARES: dict[float, tuple[tuple[int, int], tuple[int, int]]] = {  # clean, and clean with adversarial images: accuracy, under FGSM
+    0.01: ((58, 26), (49, 29)),
+    0.1: ((61, 32), (60, 36)),
+    0.3: ((63, 33), (62, 38)),
+    1.0: ((63, 35), (62, 40)),
+}
+SUPERVISED = ((68, 23), (66, 36))
+PRETEXTS = {"rotation": 25, "jigsaw": 29, "simclr": 38}  # under FGSM, 30% of the labels, with adversarial images
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something the paper says, to be seen or not: accuracy under PGD-100 of one row is above that of another.
+    """Something the paper says, to be seen or not: robust accuracy of one row is above that of another.
 
     Args:
         text: The claim.
@@ -79,6 +89,7 @@ class Table:
         rows: Its lines.
         claims: What the paper says of them.
         notes: What a reader must know.
+        attack: Whose accuracy stands between clean and worst case, and which the claims are about.
     """
 
     name: str
@@ -87,6 +98,7 @@ class Table:
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = ()
+    attack: str = "PGD-100"
 
     @property
     def cells(self) -> list[Cell]:
@@ -99,7 +111,7 @@ def make_tables(plan: Plan, names: Sequence[str] = NAMES) -> list[Table]:
     Raises:
         ValueError: On an unknown name.
     """
-    makers = {"cases": _cases, "ablation": _ablation, "bn": _batch_norm, "targets": _targets, "datasize": _data_size}
+    makers = dict(zip(NAMES, (_cases, _ablation, _batch_norm, _targets, _data_size, _self_supervised), strict=True))
     if unknown := [name for name in names if name not in makers]:
         raise ValueError(f"expected tables among {', '.join(NAMES)}, got {', '.join(unknown)}.")
     return [table for name in names for table in makers[name](plan)]
@@ -240,6 +252,48 @@ def _data_size(plan: Plan) -> list[Table]:
             Table("datasize", f"Number of target images, k = {k}, {title}: {_title(plan)}", columns, tuple(rows), claims)
         )
     return tables
+
+
+def _self_supervised(plan: Plan) -> list[Table]:
+    if not plan.pretexts:
+        return []
+    attacks: dict[str, Attack] = {"FGSM": FGSM(eps=8 / 255)} | paper_attacks()
+    attacks.pop("PGD-100")
+    columns = ("clean images", "adversarial images added")
+
+    def row(label: str, source: str, share: float, blocks: int | None, paper: Sequence[str] = ()) -> Row:
+        target = replace(plan.target, read=replace(plan.target.read, train_share=None if share == 1 else share))
+        methods: tuple[Method, ...] = (
+            FineTuning(num_blocks=blocks),
+            AdversarialTraining(attack=FGSM(eps=8 / 255), adversarial_share=1.0, num_blocks=blocks),
+        )
+        cells = {
+            column: plan.cells(source, method, target=target, epochs=plan.probe_epochs, attacks=attacks)
+            for column, method in zip(columns, methods, strict=True)
+        }
+        return Row(label, cells, dict(zip(columns, paper, strict=False)))
+
+    def paper(figures: Sequence[tuple[int, int]]) -> list[str]:
+        return ["paper: {} / {}".format(*pair) for pair in figures]
+
+    first, most = plan.source(plan.pretexts[0]), max(plan.label_shares)
+    rows = [row("supervised, from the start", f"{UNTRAINED}{plan.network}", most, None, paper(SUPERVISED))]
+    for share in plan.label_shares:
+        rows.append(row(f"{share:.0%} of the labels", first, share, plan.probe_blocks, paper(SHARES.get(share, ()))))
+    claims = (
+        Claim(f"without labels first is more robust than supervised, {most:.0%} of the labels", rows[-1].label, rows[0].label),
+        Claim("more labels make it more robust", rows[-1].label, rows[1].label),
+    )
+    tasks = []
+    for task in plan.pretexts:
+        found = row(task, plan.source(task), 0.3, plan.probe_blocks)
+        figure = {columns[1]: f"paper: {PRETEXTS[task]} under FGSM"} if task in PRETEXTS else {}
+        tasks.append(replace(found, paper=figure))
+    notes = ("Adversarial images: FGSM at 8/255, one added for each image.",)
+    return [
+        Table("ssl", f"Labels, after {plan.pretexts[0]}: {_title(plan)}", columns, tuple(rows), claims, notes, "FGSM"),
+        Table("ssl", f"Pretext tasks, 30% of the labels: {_title(plan)}", columns, tuple(tasks), (), notes, "FGSM"),
+    ]
 
 
 def _objective(source: str) -> str:
