@@ -57,6 +57,11 @@ class Method(ABC):
         """Blocks that are trained, counted from the classifier; None is the whole network."""
         return None
 
+    @property
+    def natural(self) -> bool:
+        """Whether ``losses`` does nothing with the images but ``model(batch.images)``; then frozen blocks can be cached."""
+        return False
+
     def adapt(self, model: Classifier) -> None:
         """Change the architecture where the method needs it; this stays and is saved with the model."""
         return None
