@@ -54,6 +54,7 @@ from .recipe import load_recipe as load_recipe
 from .report import Report as Report
 from .report.comparison import compare as compare
 from .report.comparison import save_comparison as save_comparison
+from .training import FeatureCache as FeatureCache
 from .training import Schedule as Schedule
 from .training import TrainingArguments as TrainingArguments
 from .training import TrainingError as TrainingError

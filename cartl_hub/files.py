@@ -18,7 +18,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def write_files(contents: Mapping[Path, bytes | str]) -> None:
     """Write files that belong together: all of them are on the disk before the first one is replaced."""
-    _remove_stale(contents)  # not for each of many single files: it lists the folder
+    remove_stale(contents)  # not for each of many single files: it lists the folder
     _replace(contents)
 
 
@@ -38,7 +38,7 @@ def _replace(contents: Mapping[Path, bytes | str]) -> None:
         os.replace(temporary, path)
 
 
-def _remove_stale(paths: Iterable[Path]) -> None:
+def remove_stale(paths: Iterable[Path]) -> None:
     """What a process left that was killed while it wrote these files."""
     for path in paths:
         for other in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):

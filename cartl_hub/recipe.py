@@ -16,7 +16,7 @@ from .loading import DataArguments
 from .methods import Method, Views
 from .methods.adversarial import EpsSchedule
 from .models import Classifier, create_model
-from .training import Schedule, TrainingArguments
+from .training import FeatureCache, Schedule, TrainingArguments
 
 RECIPE = "recipe.yaml"
 
@@ -107,7 +107,18 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         *(kind for module in (methods, attacks) for kind in vars(module).values() if _is_choice(kind)),
-        *(Augmentation, BatchNormPolicy, DataArguments, EpsSchedule, Recipe, RecipeData, Schedule, TrainingArguments, Views),
+        *(
+            Augmentation,
+            BatchNormPolicy,
+            DataArguments,
+            EpsSchedule,
+            FeatureCache,
+            Recipe,
+            RecipeData,
+            Schedule,
+            TrainingArguments,
+            Views,
+        ),
     )
 }
 

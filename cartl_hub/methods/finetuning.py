@@ -27,6 +27,10 @@ class FineTuning(Method):
     def trained_blocks(self):
         return self.num_blocks
 
+    @property
+    def natural(self):
+        return True
+
     def losses(self, model, batch):
         logits = model(batch.images)
         return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits}

@@ -62,6 +62,11 @@ class Method(ABC):
         """Whether labels are learned. A method that uses none leaves the classifier untrained and draws its own views."""
         return True
 
+    @property
+    def natural(self) -> bool:
+        """Whether ``losses`` does nothing with the images but ``model(batch.images)``; then frozen blocks can be cached."""
+        return False
+
     def adapt(self, model: Classifier) -> None:
         """Change the architecture where the method needs it; this stays and is saved with the model."""
         return None

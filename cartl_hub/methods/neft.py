@@ -55,6 +55,10 @@ class NEFT(Method):
     def trained_blocks(self):
         return self.num_blocks
 
+    @property
+    def natural(self):
+        return True
+
     def adapt(self, model):
         last_blocks(model, self.num_blocks)
         if self.convex_residual:

@@ -1,3 +1,4 @@
+from .arguments import FeatureCache as FeatureCache
 from .arguments import Schedule as Schedule
 from .arguments import TrainingArguments as TrainingArguments
 from .checkpoint import TrainingError as TrainingError

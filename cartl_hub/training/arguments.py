@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ..attacks import NFGSM, PGD, Attack
@@ -55,6 +56,37 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureCache:
+    """Compute once what the frozen blocks give for each image, and train the others on that.
+
+    For methods that train the last blocks on natural images, with the source's batch-norm statistics in the frozen ones, in one
+    process. Without augmentation it changes nothing but the time.
+
+    Args:
+        views: Augmented views of each image, >= 1; epoch e shows view e modulo ``views``. None without augmentation.
+        dtype: In which they are kept, "fp32" or "bf16"; with the latter, half the size, they are rounded unless the run's
+            precision is "bf16".
+        folder: Where a memory-mapped file of them lies; runs with the same frozen weights, data, views and batch size share it.
+            None: in memory.
+
+    Raises:
+        ValueError: On values out of range.
+    """
+
+    views: int | None = None
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    folder: str | Path | None = field(default=None, repr=False)  # not of the run, but of this machine
+
+    def __post_init__(self) -> None:
+        if self.views is not None:
+            check_whole("views", self.views, (">=", 1))
+        if self.dtype not in ("fp32", "bf16"):
+            raise ValueError(f"dtype must be 'fp32' or 'bf16', got {self.dtype!r}.")
+        if not isinstance(self.folder, str | Path | None):
+            raise ValueError(f"folder must be a path or None, got {self.folder!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingArguments:
     """How to train, whatever the method.
 
@@ -72,6 +104,7 @@ class TrainingArguments:
         precision: "fp32", "bf16", or "auto": a few steps of both are timed once and the faster is taken.
         ema: Decay, in (0, 1), of an exponential moving average of the weights, which then is the result; None for none.
         augmentation: None for none.
+        cache: Keep what the frozen blocks give, rather than compute it in each step; None: don't.
         seed: Of order, augmentation, random starts and dropout; any that 64 bits hold.
         validate_every: Epochs between validations.
         validation_attack: Whose robust accuracy chooses the best checkpoint; with None clean accuracy does, for sources that
@@ -102,6 +135,7 @@ class TrainingArguments:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     ema: float | None = None
     augmentation: Augmentation | None = field(default_factory=Augmentation)
+    cache: FeatureCache | None = None
     seed: int = 0
     validate_every: int = 1
     validation_attack: Attack | None = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
@@ -138,6 +172,15 @@ class TrainingArguments:
             raise ValueError(f"schedule must be a Schedule, such as Schedule(decay='linear'), got {self.schedule!r}.")
         if not isinstance(self.augmentation, Augmentation | None):
             raise ValueError(f"augmentation must be an Augmentation or None, got {self.augmentation!r}.")
+        if not isinstance(self.cache, FeatureCache | None):
+            raise ValueError(f"cache must be a FeatureCache or None, got {self.cache!r}.")
+        if self.cache is not None and (self.cache.views is None) != (self.augmentation is None):
+            raise ValueError(
+                "cache needs the number of augmented views of each image, such as FeatureCache(views=8), got none; or use "
+                "augmentation=None."
+                if self.cache.views is None
+                else f"cache has {self.cache.views} augmented views, got augmentation=None; leave the views out."
+            )
         if not isinstance(self.validation_attack, Attack | None):
             raise ValueError(f"validation_attack must be an attack, such as PGD(...), or None, got {self.validation_attack!r}.")
         if isinstance(self.validation_attack, NFGSM):

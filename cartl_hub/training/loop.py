@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ..models import Classifier
 from ..randomness import image_keys, step_seed
 from ..spectral import plain_state_dict
 from .arguments import TrainingArguments
+from .cache import CachedFeatures, FrozenPrefix, cached_features, check_cache
 from .checkpoint import BEST, CHECKPOINT, TrainingError, content_hash, locked, read_checkpoint, under, write_checkpoint
 from .result import Result, Validation
 
@@ -47,10 +48,16 @@ class Task(nn.Module):
         super().__init__()
         self.model, self.method, self.extras = model, method, nn.ModuleDict(modules)
         self.precision = "fp32"
+        self.prefix: FrozenPrefix | None = None  # whose rows ``batch.images`` are, where they are cached
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """In which the model runs."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.model.mean.device.type, dtype=torch.bfloat16)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        bf16 = torch.autocast(batch.images.device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with bf16:
+        with self.autocast(), nullcontext() if self.prefix is None else self.prefix.skipped():
             return self.method.losses(self.model, batch, **self.extras)
 
 
@@ -124,6 +131,9 @@ class _Run:
         if arguments.log_with and not self.accelerator.log_with:
             raise ValueError(f"expected a tracker that is installed as log_with, got {arguments.log_with!r}; pip install it.")
         method.adapt(self.model)
+        if arguments.cache is not None:
+            check_cache(self.model, method, bn, data, world)
+        self.features: CachedFeatures | None = None
         self.result = Result(num_steps=self.num_steps, device=_device_name(self.accelerator.device))
         self.fingerprint = _fingerprint(method, bn, arguments, data, self.validation, self.model)
         self.checkpoint: tuple[dict[str, Tensor], dict[str, Any]] | None = None
@@ -216,6 +226,51 @@ class _Run:
         images = images.to(self.accelerator.device, non_blocking=True).float() / 255
         return images.contiguous(memory_format=torch.channels_last) if self.arguments.channels_last else images
 
+    def _see(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Images as they lie in the data to those that the model sees."""
+        images = images.to(self.accelerator.device, non_blocking=True)
+        if self.arguments.augmentation is not None:
+            images = self.arguments.augmentation(images, keys)
+        return self._to_float(images)
+
+    def _cache(self, task: Task, start: int) -> ImageData:
+        """Compute what the frozen blocks give; returns the data without their images, which are not read again."""
+        arguments, data, device = self.arguments, self.data, self.accelerator.device
+        assert arguments.cache is not None
+        assert isinstance(data, ImageData)
+        assert self.method.trained_blocks is not None
+        views = arguments.cache.views or 1
+
+        def see(images: Tensor, indices: Tensor, epoch: int) -> Tensor:
+            return self._see(images, image_keys(arguments.seed, epoch % views, indices.to(device)))
+
+        first = next(data.training_batches(batch_size=arguments.batch_size, seed=arguments.seed, start=start, stop=start + 1))
+        batch = see(first.images, first.indices, first.epoch)
+        with task.autocast():
+            prefix = FrozenPrefix(task.model, self.method.trained_blocks, batch[torch.arange(3) % len(batch)])
+            prefix.check(batch)
+            self.features = cached_features(
+                arguments.cache,
+                prefix,
+                data,
+                see,
+                batch_size=len(batch),
+                record={
+                    "views": arguments.cache.views,
+                    "augmentation": None if arguments.augmentation is None else to_dict(arguments.augmentation),
+                    "seed": None if arguments.augmentation is None else arguments.seed,
+                    "batch_size": len(batch),
+                    "precision": task.precision,
+                    "channels_last": arguments.channels_last,
+                    "device": self.result.device,
+                },
+                device=device,
+                progress=self.accelerator.is_main_process,
+            )
+            self.features.check(prefix(batch), first.indices, first.epoch)
+        task.prefix = prefix
+        return ImageData(data.labels, data.label_names, lambda indices: torch.empty(len(indices), 0), data.policy)
+
     def _fit(self, task: Task) -> dict[str, Tensor]:
         """Run the steps; returns the plain state of the result."""
         arguments, accelerator, main = self.arguments, self.accelerator, self.accelerator.is_main_process
@@ -226,11 +281,14 @@ class _Run:
         self.average = {name: t.clone() for name, t in plain_state_dict(task.model).items()} if arguments.ema else None
         start = self._restore(task, optimizer)
         task.precision = self.result.precision = self._precision(task)
+        saved_at = begun = time.monotonic()
+        ended = start == self.num_steps or self.result.stopped is not None
+        data = self.data if arguments.cache is None or ended else self._cache(task, start)
         wrapped = accelerator.prepare_model(task)
         self._open_logs()
         if self.checkpoint is None and arguments.precision == "auto":
             self._save(task, optimizer, 0)  # a run that dies before its first checkpoint must not choose again
-        batches = self.data.training_batches(
+        batches = data.training_batches(
             batch_size=arguments.batch_size,
             seed=arguments.seed,
             start=start,
@@ -238,8 +296,7 @@ class _Run:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-        saved_at = time.monotonic()
-        begun, seconds = saved_at, self.result.seconds
+        seconds = self.result.seconds
         bar = tqdm(total=self.num_steps, initial=start, disable=not main, unit="step", dynamic_ncols=True, mininterval=1.0)
         done = start
         with bar:
@@ -293,10 +350,8 @@ class _Run:
         torch.manual_seed(step_seed(arguments.seed, step, self.accelerator.process_index))
         labels, indices = drawn.labels.to(device), drawn.indices.to(device)
         keys = image_keys(arguments.seed, drawn.epoch, indices)
-        images = drawn.images.to(device, non_blocking=True)
-        if arguments.augmentation is not None:
-            images = arguments.augmentation(images, keys)
-        batch = Batch(self._to_float(images), labels, indices, keys, step / self.num_steps)
+        images = self._see(drawn.images, keys) if self.features is None else self.features(drawn.indices, drawn.epoch)
+        batch = Batch(images, labels, indices, keys, step / self.num_steps)
         for group in optimizer.param_groups:
             group["lr"] = arguments.lr * arguments.schedule.factor(step, self.num_steps)
         wrapped.train()
@@ -600,6 +655,8 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """What a run must have in common with the one it continues."""
     free = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
+    if arguments.cache is None or (arguments.cache.views is None and arguments.cache.dtype == "fp32"):
+        free += ("cache",)
     chosen = {key: value for key, value in to_dict(arguments).items() if key not in free}
     return json.loads(
         json.dumps(
