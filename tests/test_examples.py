@@ -33,6 +33,7 @@ def run(name, *arguments, tmp_path):
         ("finetune_folder.py", ["{photos}", "--epochs", "1", "--num-images", "2"], "model, card and report:"),
         ("finetune_timm.py", ["test_resnet", "{photos}", "--untrained", "--epochs", "1", "--num-images", "2"], "PGD-20"),
         ("evaluate_any_model.py", ["--num-images", "40"], "PGD-100 at 16/255"),
+        ("explain.py", ["--num-images", "8", "--train-images", "40"], "most influential images are of the image's own class"),
         (
             "pretrain_source.py",
             ["{photos}", "--architecture", "wrn10_1", "--epochs", "1", "--num-images", "2"],
