@@ -21,6 +21,15 @@ from .evaluation import Budget as Budget
 from .evaluation import default_attacks as default_attacks
 from .evaluation import evaluate as evaluate
 from .evaluation import run_checks as run_checks
+from .explanation import ClassifierLoss as ClassifierLoss
+from .explanation import Explanation as Explanation
+from .explanation import classifier_inputs as classifier_inputs
+from .explanation import explain as explain
+from .explanation import influence as influence
+from .explanation import integrated_gradients as integrated_gradients
+from .explanation import map_pictures as map_pictures
+from .explanation import saliency as saliency
+from .explanation import smooth_grad as smooth_grad
 from .finetuner import RobustFineTuner as RobustFineTuner
 from .folder import ModelError as ModelError
 from .folder import save_model as save_model

@@ -444,6 +444,83 @@ def compare(
     typer.echo(f"\nComparison to read: {output / 'comparison.html'}")
 
 
+@app.command(
+    epilog="Example: cartl-hub explain runs/my_model/model my_photos --against wrn16_2.natural_cifar100 --output explain"
+)
+def explain(
+    model: Annotated[str, typer.Argument(help="Model folder, bundled id, Hub id, or name of a timm model.")],
+    data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id.")],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Another model, to stand beside it; may be given more than once."),
+    ] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Test images, drawn at random; eight of them are shown.")] = 100,
+    top: Annotated[int, typer.Option(min=1, help="Most influential training images to show for each.")] = 5,
+    train_images: Annotated[int, typer.Option(min=2, help="Training images, drawn at random.")] = 5000,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit the classifiers to these training images first, to convergence.")
+    ] = False,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Of the classifier's training loss.")] = 5e-4,
+    damping: Annotated[float, typer.Option(min=0, help="Added to the diagonal of the Hessian.")] = 0.0,
+    seed: Seed = 0,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    data_id: DataId = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the model's report: its page, with the explanation in it, goes into --output.", rich_help_panel=RESULT
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the explanation.", rich_help_panel=RESULT)] = Path("explain"),
+) -> None:
+    """Show which pixels and which training images a model's predictions rest on; write explain.html, explain.json and pictures.
+
+    Saliency maps, and influence functions on the classifier, for one model or several side by side. A model of --against whose
+    classes aren't those of the data gets a new classifier, fitted to the training images.
+    """
+    from . import DataArguments
+    from . import explain as find
+    from .explanation.page import check_report
+    from .finetuner import open_source
+    from .weights import weights_sha256
+
+    _check_folder(output)
+    first, *others = (open_source(name).model for name in (model, *(against or [])))
+    if report is not None:
+        check_report(report, weights_sha256(first))
+    name, *names = _shown_names([model, *(against or [])], [first, *others])
+    explanation = find(
+        first,
+        data,
+        against=dict(zip(names, others, strict=True)),
+        name=name,
+        num_images=num_images,
+        top=top,
+        train_images=train_images,
+        weight_decay=weight_decay,
+        damping=damping,
+        refit=refit,
+        seed=seed,
+        data_arguments=DataArguments(image_column=image_column, label_column=label_column, id=data_id),
+        context={"id": model, "command": _command()},
+    )
+    explanation.save(output, report=report)
+    _show(explanation.summary())
+    typer.echo(f"\nExplanation to read: {output / 'explain.html'}")
+    if report is not None:
+        typer.echo(f"In the report: {output / 'report.html'}")
+
+
+def _shown_names(given: list[str], models: list[Any]) -> list[str]:
+    """A model in a folder is known by its own name, where no other has the same; the rest as they were typed."""
+    if len(set(given)) < len(given):
+        raise typer.BadParameter(f"expected different models, got {', '.join(given)}; leave out what is there twice.")
+    own = [model.lineage.get("name") if Path(name).is_dir() else None for name, model in zip(given, models, strict=True)]
+    names = [str(name or typed) for name, typed in zip(own, map(_without_folder, given), strict=True)]
+    return names if len(set(names)) == len(names) else given
+
+
 @app.command(epilog="Example: cartl-hub predict wrn16_2.fdm4_cifar100 cat.jpg dog.png")
 def predict(
     model: Annotated[str, typer.Argument(help="Model folder, id of a bundled model, or Hub id.")],

@@ -121,7 +121,12 @@ class DataArguments:
 
 
 def load_splits(
-    data: AnyData, policy: ImagePolicy, arguments: DataArguments | None = None, *, label_names: Sequence[str] | None = None
+    data: AnyData,
+    policy: ImagePolicy,
+    arguments: DataArguments | None = None,
+    *,
+    label_names: Sequence[str] | None = None,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Read, check and split a data set; all that can be wrong with one that fits into memory is an error here.
 
@@ -131,13 +136,13 @@ def load_splits(
         policy: How pictures become inputs.
         arguments: How to read it.
         label_names: Classes that a model already has: labels are matched to these by name.
+        trained_on: Description of the data in a model's lineage: what was set aside when it was trained on them, is again.
 
     Raises:
         DataError: On columns, labels or pictures that can't be used; the message names the row and the remedy.
     """
     reader = _Reader(policy, arguments or DataArguments(), label_names)
-    splits = reader.open(data)
-    return reader.read(splits)
+    return reader.read_again(reader.open(data), trained_on or {})
 
 
 def load_test_split(
@@ -319,20 +324,31 @@ class _Reader:
         labels = {role: self._labels(raw[role], split.features[label], label, names, role) for role, split in roles.items()}
         return self._divide({role: self._images(split, image, labels[role], names, role) for role, split in roles.items()})
 
+    def read_again(self, splits: Mapping[str, Any], trained_on: Mapping[str, Any]) -> Splits:
+        """With what was set aside when a model was trained on these data."""
+        set_aside = self._set_aside(splits, trained_on)
+        if not set_aside:
+            return self.read(splits)
+        expected = set_aside["index_hash"]
+        chosen = {key: set_aside[key] for key in ("seed", "test_share", "validation_share")}
+        self.arguments = replace(self.arguments, **chosen)
+        again = self.read(splits)
+        if isinstance(again.test, ImageData) and again.test.description["index_hash"] != expected:
+            raise DataError(
+                f"expected the images that were set aside when the model was trained (index hash {expected}), got others "
+                f"({again.test.description['index_hash']}); the data have changed since, so that some may have been trained on."
+            )
+        return again
+
+    def _set_aside(self, splits: Mapping[str, Any], trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
+        """How a test split was made for a model, where these are its data and have none."""
+        has_test = any(name in splits for name in _NAMES["test"])
+        return None if has_test or trained_on.get("id") != self.origin["id"] else trained_on.get("split_off")
+
     def read_test(self, splits: Mapping[str, Any], trained_on: Mapping[str, Any]) -> ImageData | StreamingData:
+        if self._set_aside(splits, trained_on):
+            return self.read_again(splits, trained_on).test
         found = {role: name for role in ("test", "validation", "train") for name in reversed(_NAMES[role]) if name in splits}
-        set_aside = trained_on.get("split_off") if trained_on.get("id") == self.origin["id"] else None
-        if "test" not in found and set_aside:
-            expected = set_aside["index_hash"]
-            chosen = {key: set_aside[key] for key in ("seed", "test_share", "validation_share")}
-            self.arguments = replace(self.arguments, **chosen)
-            test = self.read(splits).test
-            if isinstance(test, ImageData) and test.description["index_hash"] != expected:
-                raise DataError(
-                    f"expected the images that were set aside when the model was trained (index hash {expected}), got others "
-                    f"({test.description['index_hash']}); the data have changed since, so that some may have been trained on."
-                )
-            return test
         name = found.get("test") or found.get("validation") or found.get("train")
         if name is None and len(splits) > 1:
             raise DataError(f"expected a split named 'test', got {listed(splits)}; pass a mapping with 'test'.")

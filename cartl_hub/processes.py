@@ -1,8 +1,12 @@
-"""Several processes that do one thing together (``torchrun``, ``accelerate launch``)."""
+"""Several processes that do one thing together (``torchrun``, ``accelerate launch``), and what they run on."""
 
 import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 
@@ -27,3 +31,18 @@ def gather(value: Any) -> list[Any]:
 def is_main_process() -> bool:
     """Whether this process is the one that writes files."""
     return not (dist.is_available() and dist.is_initialized() and dist.get_rank())
+
+
+def environment(device: torch.device, seconds: float) -> dict[str, Any]:
+    """What something was computed with, as reports state it."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "cartl_hub": version("cartl_hub"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+        "threads": torch.get_num_threads(),
+        "processes": place()[1],
+        "seconds": round(seconds, 1),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -15,7 +15,7 @@ from cartl_hub.cli import _command, _plain, app
 from cartl_hub.testing import LocalHub
 
 COMMANDS = ("finetune", "evaluate", "compare", "predict", "pretrain", "blocks", "sources", "publish", "import", "card")
-COMMANDS += ("quickstart",)
+COMMANDS += ("quickstart", "explain")
 
 
 def run(*arguments):

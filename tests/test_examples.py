@@ -34,6 +34,7 @@ def run(name, *arguments, tmp_path):
         ("finetune_timm.py", ["test_resnet", "{photos}", "--untrained", "--epochs", "1", "--num-images", "2"], "PGD-20"),
         ("evaluate_any_model.py", ["--num-images", "40"], "PGD-100 at 16/255"),
         ("selfsupervised.py", ["--max-steps", "3"], "tasks.png"),
+        ("explain.py", ["--num-images", "8", "--train-images", "40"], "most influential images are of the image's own class"),
         (
             "pretrain_source.py",
             ["{photos}", "--architecture", "wrn10_1", "--epochs", "1", "--num-images", "2"],

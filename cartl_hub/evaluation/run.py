@@ -1,11 +1,9 @@
 """Clean and robust accuracy of a model."""
 
 import hashlib
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from itertools import chain, pairwise, takewhile
@@ -22,7 +20,7 @@ from ..attacks.attack import Norm
 from ..config import to_dict
 from ..data import Data
 from ..models import Classifier
-from ..processes import place
+from ..processes import environment, place
 from ..ranges import check_whole
 from ..report import (
     Accuracy,
@@ -208,7 +206,7 @@ def evaluate(
             split=str(description.get("split", "not stated")),
             seed=seed,
             label_names=tuple(map(str, test.label_names)),
-            environment=_environment(device, cascade.seconds),
+            environment=environment(device, cascade.seconds),
         )
 
 
@@ -440,17 +438,3 @@ def _refuse_without_gradient(model: nn.Module, images: Tensor, attacks: Mapping[
             "step such as argmax, .detach() or torch.no_grad() cuts it. Attack the model without that step, or pass attacks that "
             "need no gradient (Square, Noise) and curve=None."
         )
-
-
-def _environment(device: torch.device, seconds: float) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": version("timm"),
-        "cartl_hub": version("cartl_hub"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
-        "threads": torch.get_num_threads(),
-        "processes": place()[1],
-        "seconds": round(seconds, 1),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -69,7 +69,7 @@ def _pictures(report: Results) -> dict[str, bytes]:
 
 def _curve_csv(curve: Curve) -> str:
     rows = zip(curve.eps, curve.correct, curve.accuracy, curve.intervals, strict=True)
-    return _csv(
+    return csv_text(
         ["norm", "eps", "correct", "num_images", "accuracy", "low", "high"],
         ([curve.norm, eps, correct, curve.num_images, share, *ends] for eps, correct, share, ends in rows),
     )
@@ -78,10 +78,10 @@ def _curve_csv(curve: Curve) -> str:
 def _per_image_csv(report: Results) -> str:
     verdicts = report.verdicts
     columns = (verdicts.indices, verdicts.labels, *(row.astype(int) for row in verdicts.correct.values()))
-    return _csv(["index", "label", *verdicts.correct], zip(*(column.tolist() for column in columns), strict=True))
+    return csv_text(["index", "label", *verdicts.correct], zip(*(column.tolist() for column in columns), strict=True))
 
 
-def _csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
@@ -100,7 +100,7 @@ def report_html(report: Results) -> str:
         verdict=verdict(report.checks),
         lines=chart_lines({report.title: report.curve}) if report.curve else [],
         samples=[
-            (sample, [_inline(pixels) for pixels in (sample.image, sample.perturbation, sample.adversarial)])
+            (sample, [inline(pixels) for pixels in (sample.image, sample.perturbation, sample.adversarial)])
             for sample in report.samples
         ],
         context={key: value for key, value in report.context.items() if key not in ("notes", "command")},
@@ -174,11 +174,20 @@ def chart_lines(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
                 "curve": curve,
                 "largest": largest,
                 "points": list(zip(across, down, strict=True)),
+                "dots": [
+                    (x, y, f"{eps_text(curve.norm, eps)}: {interval_words(share, ends)}")
+                    for x, y, eps, share, ends in zip(across, down, curve.eps, curve.accuracy, curve.intervals, strict=True)
+                ],
                 "band": band,
                 "mean_end": round(100 * min(curve.mean_eps / largest, 1), 2),
             }
         )
     return lines
+
+
+def interval_words(share: float, ends: tuple[float, float]) -> str:
+    """E.g. "60.0% (52.1% to 67.4%)"."""
+    return f"{share:.1%} ({ends[0]:.1%} to {ends[1]:.1%})"
 
 
 def ticks(largest: float) -> list[float]:
@@ -187,10 +196,14 @@ def ticks(largest: float) -> list[float]:
     return [float(value) for value in values if value <= largest * (1 + 1e-9)]
 
 
-def _inline(pixels: np.ndarray) -> str:
-    """[C, H, W] in [0, 1] with one or three channels, as the address of a picture."""
+def inline(pixels: np.ndarray, longest: int | None = None) -> str:
+    """[C, H, W] in [0, 1] with one or three channels, as the address of a picture; shrunk where a side has more than ``longest``
+    pixels."""
     array, file = np.round(pixels * 255).astype(np.uint8), io.BytesIO()
-    Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)).save(file, format="PNG")
+    picture = Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+    if longest is not None:
+        picture.thumbnail((longest, longest))
+    picture.save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -49,7 +49,7 @@ def robustness(report: Results) -> Figure:
         axes.annotate(f"{result.accuracy:.1%}", place, xytext=(6, 0), textcoords="offset points", va="center")
     cumulative = [isinstance(result, AttackResult) and not result.alone for _, _, result in rows]
     labels = [
-        _short(name, 24) + f", {threat}" * bool(threat) + " (cumulative)" * later
+        short(name, 24) + f", {threat}" * bool(threat) + " (cumulative)" * later
         for (name, threat, _), later in zip(rows, cumulative, strict=True)
     ]
     _bar_axes(axes, labels, f"% of {report.num_images:,} images, with 95% intervals")
@@ -67,7 +67,7 @@ def classes(report: Results) -> Figure:
     places = np.array([k + (many and k >= SHOWN_CLASSES) for k in range(len(shown))], dtype=float)
     _bars(axes, places - 0.19, [row.clean for row in shown], 0.36, BLUE)
     _bars(axes, places + 0.19, [row.robust for row in shown], 0.36, VERMILION)
-    labels = [_short(row.name, 28) for row in shown]
+    labels = [short(row.name, 28) for row in shown]
     if many:
         labels.insert(SHOWN_CLASSES, f"{len(ranked) - 2 * SHOWN_CLASSES:,} more classes")
     _bar_axes(axes, labels, "accuracy, %, with 95% intervals")
@@ -111,7 +111,7 @@ def samples(report: Results) -> Figure:
     figure = Figure(figsize=(max(1.25 * num, 3) + 0.4, 4.6), layout="constrained")
     grid = figure.subplots(3, num, squeeze=False)
     for column, sample in zip(grid.T, report.samples, strict=True):
-        true, seen = (_short(report.label_names[label], 14) for label in (sample.label, sample.predicted))
+        true, seen = (short(report.label_names[label], 14) for label in (sample.label, sample.predicted))
         for axes, pixels in zip(column, (sample.image, sample.perturbation, sample.adversarial), strict=True):
             axes.imshow(np.clip(pixels.transpose(1, 2, 0), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
@@ -153,7 +153,7 @@ def _bar_axes(axes: Any, labels: list[str], meaning: str) -> None:
     axes.set_xlabel(meaning)
 
 
-def _short(name: str, longest: int) -> str:
+def short(name: str, longest: int) -> str:
     """One line; no control characters, which XML can't hold."""
     shown = "".join(letter if letter.isprintable() else " " for letter in name)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"

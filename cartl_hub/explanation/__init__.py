@@ -1,0 +1,9 @@
+from .explanation import Explanation as Explanation
+from .pixels import integrated_gradients as integrated_gradients
+from .pixels import map_pictures as map_pictures
+from .pixels import saliency as saliency
+from .pixels import smooth_grad as smooth_grad
+from .run import explain as explain
+from .training_images import ClassifierLoss as ClassifierLoss
+from .training_images import classifier_inputs as classifier_inputs
+from .training_images import influence as influence
