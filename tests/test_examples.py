@@ -33,6 +33,14 @@ def run(name, *arguments, tmp_path):
         ("finetune_folder.py", ["{photos}", "--epochs", "1", "--num-images", "2"], "model, card and report:"),
         ("finetune_timm.py", ["test_resnet", "{photos}", "--untrained", "--epochs", "1", "--num-images", "2"], "PGD-20"),
         ("evaluate_any_model.py", ["--num-images", "40"], "PGD-100 at 16/255"),
+        (
+            "sweep_dask.py",
+            [
+                *("{photos}", "--sources", "wrn16_2.fdm4_cifar100", "--workers", "1", "--num-images", "8"),
+                *("--seeds", "0", "--blocks", "0", "--epochs", "1", "--test-images", "2"),
+            ],
+            "wrn16_2.fdm4_cifar100  0       8",
+        ),
         ("selfsupervised.py", ["--max-steps", "3"], "tasks.png"),
         ("explain.py", ["--num-images", "8", "--train-images", "40"], "most influential images are of the image's own class"),
         (
