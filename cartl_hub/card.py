@@ -260,7 +260,8 @@ def _checks_lines(report: Report) -> list[str]:
     passed = sum(check.status == "pass" for check in made)
     words = {"warn": "warning", "fail": "failed"}
     others = [f"{check.name} ({words[check.status]}): {check.meaning}" for check in made if check.status in words]
-    return [f"{passed} of {len(made)} checks passed.", *others] if made else []
+    lines = [f"{passed} of {len(made)} checks passed.", *others] if made else []
+    return [report.doubt, *lines] if report.doubt else lines
 
 
 def _training_lines(lineage: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,8 @@ import pytest
 import torch
 from evaluate_script import ATTACKS, SETTINGS, measured
 from known_models import EPS, FloatData, curved_case, linear_case
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import cartl_hub.evaluation.journal as journal
@@ -351,6 +352,37 @@ def test_damaged_file_is_measured_again(whole, tmp_path, caplog):
     path.write_bytes(path.read_bytes()[:300])
     assert measured(evaluate(*curved_case(60), **SETTINGS, resume=tmp_path)) == measured(whole)
     assert f"{path} is damaged" in caplog.text
+
+
+def test_flipped_bit_is_noticed(whole, tmp_path, caplog):
+    evaluate(*curved_case(60), **SETTINGS, resume=tmp_path, keep=True)
+    entry, check = sorted(tmp_path.glob("002.*.safetensors"))[2], next(tmp_path.glob("check.*.json"))
+    content = load_file(entry)
+    place = entry.read_bytes().rindex(content["predicted"].numpy().tobytes())
+    for path, at in ((entry, place), (check, check.read_bytes().index(b'"passes": ') + len('"passes": '))):
+        damaged = bytearray(path.read_bytes())
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+    assert measured(evaluate(*curved_case(60), **SETTINGS, resume=tmp_path)) == measured(whole)
+    assert f"{entry} is damaged (its content has another hash than it states)" in caplog.text
+    assert f"{check} is damaged (its content has another hash than it states)" in caplog.text
+
+
+def test_files_without_a_hash_are_taken_as_they_are(whole, tmp_path, caplog):
+    evaluate(*curved_case(60), **SETTINGS, resume=tmp_path, keep=True)
+    for path in tmp_path.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            figures = file.metadata()["figures"]
+        save_file(load_file(path), path, {"figures": figures})
+    for path in tmp_path.glob("check.*.json"):
+        content = json.loads(path.read_bytes())
+        del content["sha256"]
+        path.write_text(json.dumps(content))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    report = evaluate(*curved_case(60), **SETTINGS, resume=tmp_path, keep=True)
+    assert measured(report) == measured(whole)
+    assert "damaged" not in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")} == before  # nothing was measured again
 
 
 def test_other_batch_size_goes_on_too(whole, tmp_path, monkeypatch):

@@ -131,6 +131,8 @@ CASES = {
     "determinism": {"before": noisy},
     "zero-gradient": {"before": coarse},
     "zero-gradient of classes": {"after": one_hot},
+    "small-gradient": {"after": lambda logits: 10 * torch.tanh(40 * logits)},
+    "dead-pixels": {"before": lambda images: images.clamp(0.45, 0.55)},
     "logit-range below": {"after": lambda logits: 1e-4 * logits},
     "logit-range above": {"after": lambda logits: 1e5 * logits},
     "logit-range of probabilities": {"after": lambda logits: logits.softmax(1)},

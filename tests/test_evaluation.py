@@ -11,7 +11,7 @@ from conftest import make_model
 from known_models import EPS, FloatData, Linear, curved_case, linear_case
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, TensorDataset
 
 from cartl_hub.attacks import APGD, APGDT, FGSM, NFGSM, PGD, Attack, Noise, Square
 from cartl_hub.data import DataError, ImageData, StreamingData
@@ -543,12 +543,20 @@ class Pictures(Dataset):
         return self.data.images[index].float() / 255, int(self.data.labels[index])
 
 
+class Flipped(Pictures):
+    """With a random transform."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image.flip(2) if torch.rand(()) < 0.5 else image, label
+
+
 def test_data_of_pytorch(wrn, data):
     settings = {"attacks": FEW, "curve": None, "checks": False, "progress": False}
     wrn.eval()
     expected = evaluate(wrn, data, **settings)
     pictures = Pictures(data)
-    loaders = DataLoader(pictures, batch_size=5), DataLoader(Subset(pictures, range(len(data))), batch_size=5)
+    loaders = DataLoader(pictures, batch_size=6, drop_last=True), DataLoader(Subset(pictures, range(len(data))), batch_size=5)
     for given in (pictures, *loaders, (data.images, data.labels), [data.images.float() / 255, data.labels]):
         report = evaluate(wrn, given, **settings)
         assert (report.clean, report.attacks) == (expected.clean, expected.attacks)
@@ -561,6 +569,15 @@ def test_data_of_pytorch(wrn, data):
     ("make", "message"),
     [
         (lambda data: DataLoader(Pictures(data), shuffle=True), "expected a DataLoader that keeps the order"),
+        (lambda data: DataLoader(Pictures(data), batch_size=5, drop_last=True), "one that leaves 4 of the last ones out"),
+        (lambda data: DataLoader(Flipped(data), batch_size=5), "other ones the second time: transforms are random"),
+        (lambda data: Flipped(data), "other ones the second time"),
+        (
+            lambda data: DataLoader(
+                Pictures(data), batch_sampler=BatchSampler(RandomSampler(range(24)), batch_size=6, drop_last=False)
+            ),
+            "or the order is; evaluate with fixed transforms",
+        ),
         (lambda data: (data.images, data.labels[:2]), "expected a label for each of 24 images, got 2"),
         (lambda data: (data.images[:0], data.labels[:0]), "expected at least one image, got none"),
         (

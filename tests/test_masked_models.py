@@ -129,6 +129,35 @@ def test_masked_model_is_flagged(name):
     assert flagged(Wrapped(model, **MASKED[name]), data, eps=EPS, num_images=32)
 
 
+@pytest.mark.parametrize(
+    ("masked", "name"),
+    [
+        ({"before": lambda images: images.clamp(0.2, 0.8)}, "dead-pixels"),
+        ({"after": lambda logits: 10 * torch.tanh(logits)}, "small-gradient"),
+    ],
+)
+def test_what_is_cut_off_inside_is_flagged(masked, name):
+    model, data = toy()
+    names = ["small-gradient", "dead-pixels"]
+    assert flagged(Wrapped(model, **masked), data, eps=EPS, num_images=32, names=names) == {name: "fail"}
+    assert flagged(model, data, eps=EPS, num_images=32, names=names) == {}
+
+
+class Window(nn.Module):
+    """The largest pixel of each window of 2 by 2, of every second window: most pixels have no gradient, and need none."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.interpolate(F.max_pool2d(images, 2)[:, :, ::2], size=images.shape[2:], mode="nearest")
+
+
+def test_a_maximum_over_pixels_is_honest():
+    _, data = toy()
+    model = Wrapped(toy()[0], before=Window()).eval()
+    with torch.no_grad():
+        named = ImageData(model(data.images / 255).argmax(1), data.label_names, data.images)
+    assert flagged(model, named, eps=EPS, num_images=64, names=["small-gradient", "dead-pixels"]) == {}
+
+
 def test_saturated_logits_are_flagged():
     """Trained at a high temperature and used without one (defensive distillation)."""
     _, data = toy()

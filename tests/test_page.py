@@ -3,6 +3,7 @@
 import base64
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -327,9 +328,14 @@ def test_page_shows_failed_checks_first_with_what_to_do():
     ],
 )
 def test_verdict_is_that_of_the_worst_check(kinds, status, words):
-    found, sentence = verdict([replace(CHECKS[0], status=kind) for kind in kinds])
+    checks = tuple(replace(CHECKS[0], status=kind) for kind in kinds)
+    found, sentence = verdict(make_report(checks=checks))
     assert found == status
     assert sentence.startswith(words)
+    guessed, warned = verdict(make_report(checks=checks, clean=Accuracy(17, 40)))  # 14 of 40 are of one class
+    assert guessed == ("fail" if status == "fail" else "warn")
+    assert warned.startswith("The model may be guessing: its clean accuracy, 42.5% (28.5 to 57.8%), is not above the 35.0%")
+    assert "All" not in warned
 
 
 def test_page_draws_the_curve():
@@ -403,13 +409,13 @@ def test_page_says_what_the_budget_left_out():
 
 
 def test_page_of_a_bare_report():
-    rows = (ClassAccuracy("empty", 0, 0, 0), ClassAccuracy("full", 40, 30, 20))
+    rows = (ClassAccuracy("empty", 0, 0, 0), ClassAccuracy("full", 20, 15, 10), ClassAccuracy("other", 20, 15, 10))
     _, parsed = page(curve=None, samples=(), context={}, data={}, environment={}, per_class=rows)
     assert "the model was measured on 40 images of the data" in parsed.text
     assert "Not checked No check was made" in parsed.text
     for words in ("against radius", "another class", "budget", "Beside its source", "Environment", "again", "trusted?", "Notes"):
         assert words not in parsed.text
-    assert "empty 0 full 40 75.0% 50.0%" in parsed.text
+    assert "empty 0 full 20 75.0% 50.0%" in parsed.text
     assert "Classes" not in page(per_class=())[1].text
 
 
@@ -432,6 +438,19 @@ def test_summary_tells_what_is_wrong():
     assert "noise" not in words
     assert "Left out to keep within the budget: the curve." in words
     assert "budget" not in shown(make_report())
+
+
+def test_print_shows_the_summary(monkeypatch):
+    report = make_report(checks=CHECKS)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert [line.rstrip() for line in str(report).splitlines()] == [line.rstrip() for line in shown(report).splitlines()]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, str(report).splitlines())) <= 60
+    assert repr(report) == f"Report('wrn.toy', clean {report.clean}, Linf 8/255 {report.robust}, n = 40)"
+    with Console(width=120, record=True, file=io.StringIO()) as console:
+        console.print(report)
+    assert console.export_text() == shown(report)
 
 
 def test_terminal_is_not_steered_by_names():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..attacks import APGD, FGSM, PGD, Attack, FeatureDistance, Noise, Square, Transfer
-from ..attacks.attack import Norm, input_gradient, steepest_direction
+from ..attacks.attack import Norm, confine, input_gradient, steepest_direction
 from ..attacks.losses import LossName, cross_entropy, margin
 from ..data import ImageData
 from ..randomness import START, fold_in, image_keys, uniform
@@ -44,6 +44,8 @@ FEWEST = 8  # images classified correctly of which a share says something
 STEP = 1 / 1020  # of finite differences: a quarter of a grey level
 DRAWS = 4  # of their directions
 COARSE = 20  # times the rounding of logits, below which differences of them say nothing
+STEEPER = 2  # times what the gradient promises: honest models rise by up to 1.1 times as much
+REVIVED = 0.05  # of the rise under PGD, by which pixels without a gradient must not raise the margin further
 SCALES = (1e-2, 1e-1, 1e1, 1e2)  # that logits are multiplied by
 LOGIT_SPREAD = (1e-2, 1e3)  # between the largest and the smallest logit, in which cross-entropy serves as a loss
 
@@ -52,6 +54,8 @@ THRESHOLDS = {
     "determinism": RANDOM_CHANGE,  # share of the logits' spread
     "batch-independence": NEIGHBOUR_CHANGE,  # share of the logits' spread
     "zero-gradient": 0.005,
+    "small-gradient": 0.05,
+    "dead-pixels": 0.15,  # a maximum over pixels, which is honest, shows up to 7 %, clipped pixels 30 % and more
     "gradient-direction": 0.1,
     "gradient-differences": 0.3,  # median error; honest models show 0.01 to 0.1, gradients of something else 0.5 to 1
     "logit-range": 1.0,  # times the bounds LOGIT_SPREAD
@@ -255,6 +259,49 @@ def _zero_gradient(trial: Trial) -> list[Comparison]:
     return [share("images with a zero gradient", zero, num)]
 
 
+def _small_gradient(trial: Trial) -> list[Comparison]:
+    trial.need_images()
+    trial.need_radius()
+    trial.need_gradient()
+    num, small = int(trial.correct.sum()), 0
+    for rows in trial.batches(trial.correct):
+        images, labels = trial.images[rows], trial.labels[rows]
+        gradient, _, _ = input_gradient(trial.model, images, labels, margin)
+        step = trial.eps * steepest_direction(gradient, trial.norm)
+        up, down = (images + step).clamp(0, 1), (images - step).clamp(0, 1)
+        with torch.no_grad():
+            found = margin(trial.model(up).float(), labels) - margin(trial.model(down).float(), labels)
+        promised = (gradient * (up - down)).flatten(1).sum(1)
+        small += int((~(found < STEEPER * promised)).sum())  # also where both are zero
+    return [share("images on which the margin is steeper than its gradient", small, num)]
+
+
+def _dead_pixels(trial: Trial) -> list[Comparison]:
+    trial.need_images()
+    trial.need_radius()
+    trial.need_gradient()
+    eps = trial.eps if trial.norm == "Linf" else trial.eps / math.sqrt(trial.images[0].numel())  # pixel by pixel
+    attack = PGD(eps=eps, step_size=eps / 4, steps=20)
+    num, raised = int(trial.correct.sum()), 0
+    for rows in trial.batches(trial.correct):
+        images, labels, keys = trial.images[rows], trial.labels[rows], trial.keys[rows]
+        gradient, start, _ = input_gradient(trial.model, images, labels, margin)
+        if gradient.all():
+            continue
+        found = attack(trial.model, images, labels, keys)
+        gradient, end, _ = input_gradient(trial.model, found, labels, margin)
+        dead = gradient == 0
+        sign = (uniform(keys, images.shape[1:], stream=START) < 0.5) * 2.0 - 1
+        # a pixel that was clipped has a gradient again where one of both moves goes inwards
+        both = (confine(images, found + eps * move * dead, eps, "Linf") for move in (sign, -sign))
+        revived = sum(input_gradient(trial.model, moved, labels, margin)[0] for moved in both)
+        moved = confine(images, found + 2 * eps * torch.sign(revived) * dead, eps, "Linf")
+        with torch.no_grad():
+            gain = margin(trial.model(moved).float(), labels) - end
+        raised += int((gain > REVIVED * (end - start).clamp(min=1e-12)).sum())
+    return [share("images on which pixels without a gradient matter", raised, num)]
+
+
 def _gradient_direction(trial: Trial) -> list[Comparison]:
     trial.need_images()
     trial.need_radius()
@@ -420,6 +467,20 @@ CHECKS = {
         "fail",
         "The loss has a gradient at the images.",
         "The gradient of the loss is zero at a part of the images: attacks that follow it stand still there.",
+        _ATTACK_DIFFERENTLY,
+    ),
+    "small-gradient": Probe(
+        _small_gradient,
+        "fail",
+        "Over the radius the margin rises at most twice as fast as its gradient at the image promises.",
+        "Over the radius the margin rises more than twice as fast as its gradient at the image promises: logits are saturated.",
+        "Attack the model without the function that saturates its logits; do not trust the robust accuracy.",
+    ),
+    "dead-pixels": Probe(
+        _dead_pixels,
+        "fail",
+        "Pixels without a gradient don't matter where PGD ends.",
+        "Pixels without a gradient, which PGD leaves alone, raise the margin further where PGD ends: they are clipped inside.",
         _ATTACK_DIFFERENTLY,
     ),
     "gradient-direction": Probe(

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from ..data import Data, DataError, Drawn, ImageData
 
+FEW = 16  # images that are read twice
+
 AnyTestData = Data | DataLoader | Dataset | tuple[Tensor, Tensor]
 
 
@@ -67,7 +69,8 @@ def as_data(given: Any, model: nn.Module, batch_size: int) -> Any:
 
     Raises:
         TypeError: If it is something else.
-        DataError: If a loader shuffles, or gives something else than images and labels.
+        DataError: If a loader shuffles, leaves images out, draws random transforms, or gives something else than images and
+            labels.
     """
     if hasattr(given, "batches") and hasattr(given, "label_names"):
         return given
@@ -85,15 +88,48 @@ def as_data(given: Any, model: nn.Module, batch_size: int) -> Any:
         )
     if isinstance(given.sampler, RandomSampler):
         raise DataError("expected a DataLoader that keeps the order of its images, got one that shuffles; pass shuffle=False.")
+    _refuse_incomplete(given)
     dataset = getattr(given.dataset, "dataset", given.dataset)  # of a Subset
     return Loaded(given, _label_names(given, dataset, model), {"id": type(dataset).__name__})
 
 
+def _refuse_incomplete(loader: DataLoader) -> None:
+    sampler = loader.batch_sampler
+    if not getattr(sampler, "drop_last", loader.drop_last):
+        return
+    size = getattr(sampler, "batch_size", loader.batch_size)
+    try:
+        left_out = str(len(loader.sampler) % size)  # type: ignore[arg-type]
+    except TypeError:  # a stream
+        left_out = "some"
+    if left_out != "0":
+        raise DataError(
+            f"expected a DataLoader that gives all images, got one that leaves {left_out} of the last ones out; pass "
+            "drop_last=False."
+        )
+
+
+def _first(loader: DataLoader) -> tuple[Tensor, Tensor] | None:
+    """The first images and labels, a few at least, or all that there are."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for pair in map(_pair, loader):
+        found.append(pair)
+        if sum(len(labels) for _, labels in found) >= FEW:
+            break
+    images = [images for images, _ in found if images.shape[1:] == found[0][0].shape[1:]]
+    return (torch.cat(images), torch.cat([labels for _, labels in found])) if found else None
+
+
 def _label_names(loader: DataLoader, dataset: Any, model: nn.Module) -> tuple[str, ...]:
-    first = next(iter(loader), None)
-    if first is None:
+    first, again = _first(loader), _first(loader)
+    if first is None or again is None:
         raise DataError("expected at least one image, got none; pass a data set that has images.")
-    images, _ = _pair(first)
+    if not (torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])):
+        raise DataError(
+            "expected the same images whenever they are read, got other ones the second time: transforms are random, or the "
+            "order is; evaluate with fixed transforms, such as Resize and CenterCrop, in a fixed order."
+        )
+    images = first[0]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with torch.no_grad():
         logits = model((images[:1].float() / 255 if images.dtype == torch.uint8 else images[:1].float()).to(device))

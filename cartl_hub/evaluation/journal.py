@@ -4,6 +4,7 @@ A folder holds ``identity.json``, which says what is evaluated, one safetensors 
 JSON file for each finished check. All processes of an evaluation share it.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -26,6 +27,7 @@ from .verdict import NEIGHBOUR_CHANGE
 logger = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
+CHECKSUM = "sha256"
 OWN = ("*.safetensors", "check.*.json", IDENTITY)
 
 
@@ -72,7 +74,9 @@ class Journal:
         for path in folder.glob("check.*.json"):
             try:
                 content = json.loads(path.read_bytes())
-                self.checks[path.name.split(".")[1]] = {key: content[key] for key in ("check", "passes", "elapsed")}
+                found = {key: content[key] for key in ("check", "passes", "elapsed")}
+                _verify(content.get(CHECKSUM), _digest(found, {}))
+                self.checks[path.name.split(".")[1]] = found
             except (OSError, ValueError, KeyError, TypeError) as error:
                 logger.warning("%s is damaged (%s); the check is made again.", path, error)
 
@@ -82,10 +86,11 @@ class Journal:
         if at is not None and images is not None:
             tensors |= {"at": at, "images": images.cpu().contiguous()}
         figures = {key: getattr(entry, key) for key in ("rejected", "passes", "seconds", "elapsed")}
-        self._write(self._path(stage, entry), serialise(tensors, {"figures": json.dumps(figures)}))
+        metadata = {"figures": json.dumps(figures), CHECKSUM: _digest(figures, tensors)}
+        self._write(self._path(stage, entry), serialise(tensors, metadata))
 
     def write_check(self, name: str, content: Mapping[str, Any]) -> None:
-        self._write(self.folder / f"check.{name}.json", json.dumps(content).encode())
+        self._write(self.folder / f"check.{name}.json", json.dumps({**content, CHECKSUM: _digest(content, {})}).encode())
 
     def images(self, stage: str, entries: Sequence[Entry], positions: Tensor) -> Tensor:
         """The adversarial images at these positions: [B] -> [B, C, H, W]."""
@@ -136,8 +141,26 @@ class Journal:
 
 def _read(path: Path) -> Entry:
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in ("positions", "predicted", "broken")}
-        return Entry(**tensors, **json.loads(file.metadata()["figures"]))
+        metadata = file.metadata()
+        figures = json.loads(metadata["figures"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    _verify(metadata.get(CHECKSUM), _digest(figures, tensors))
+    return Entry(**{name: tensors[name] for name in ("positions", "predicted", "broken")}, **figures)
+
+
+def _digest(figures: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Hash of what an entry or a check says."""
+    digest = hashlib.sha256(json.dumps(figures, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def _verify(stated: str | None, found: str) -> None:
+    """Raise unless the hash is the stated one; files of earlier versions state none."""
+    if stated not in (None, found):
+        raise ValueError("its content has another hash than it states")
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def report_html(report: Results) -> str:
     return render(
         "report.html.j2",
         report=report,
-        verdict=verdict(report.checks),
+        verdict=verdict(report),
         lines=chart_lines({report.title: report.curve}) if report.curve else [],
         samples=[
             (sample, [inline(pixels) for pixels in (sample.image, sample.perturbation, sample.adversarial)])
@@ -146,8 +146,17 @@ def of_hundred(accuracy: float) -> str:
     return "fewer than 1" if number == 0 else "nearly all" if number == 100 else f"about {number}"
 
 
-def verdict(checks: Sequence[Check]) -> tuple[str, str]:
-    """The worst status of the checks, and what they say together."""
+def verdict(report: Results) -> tuple[str, str]:
+    """The worst status of the checks, and what they say together; at least a warning of a model that may be guessing."""
+    status, sentence = _checked(report.checks)
+    if not report.doubt:
+        return status, sentence
+    if status == "pass":
+        sentence = "The checks that were made passed, which says little of such a model."
+    return "fail" if status == "fail" else "warn", f"{report.doubt} {sentence}"
+
+
+def _checked(checks: Sequence[Check]) -> tuple[str, str]:
     made = [check.status for check in checks if check.status != "skipped"]
     if not made:
         return "skipped", "No check was made of whether the attacks were as strong as they can be."
@@ -223,7 +232,7 @@ def summary(report: Results) -> RenderableType:
         cells = (name + " (cumulative)" * cumulative, threat, f"{result.accuracy:.1%}", result.interval_text)
         style = "bold" if isinstance(result, WorstCase) else ""
         table.add_row(*(plain(cell, style) for cell in cells), end_section=index in (0, len(report.attacks)))
-    status, sentence = verdict(report.checks)
+    status, sentence = verdict(report)
     lines = [plain(sentence, COLOURS[status])]
     for check in report.ranked_checks():
         if check.status in ("fail", "warn"):

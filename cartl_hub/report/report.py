@@ -1,5 +1,7 @@
 """The robustness report: results, and the files and the table that people look at."""
 
+import io
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,3 +28,15 @@ class Report(Results):
         from .page import summary
 
         return summary(self)
+
+    def __str__(self) -> str:
+        """The summary without colours, as wide as the terminal."""
+        from rich.console import Console
+
+        file = io.StringIO()
+        width = shutil.get_terminal_size((140, 24)).columns
+        Console(file=file, width=width, force_terminal=False, color_system=None).print(self.summary())
+        return file.getvalue().rstrip()
+
+    def __rich__(self) -> "RenderableType":
+        return self.summary()

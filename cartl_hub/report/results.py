@@ -383,6 +383,20 @@ class Results:
     def title(self) -> str:
         return str(self.context.get("id", "the model"))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.title!r}, clean {self.clean}, {self.threat} {self.robust}, n = {self.num_images:,})"
+
+    @property
+    def doubt(self) -> str:
+        """Said where clean accuracy, within its interval, is no more than one answer for all images gets; otherwise empty."""
+        largest = max((row.num_images for row in self.per_class), default=0) / self.num_images
+        if self.clean.interval[0] > largest:
+            return ""
+        return (
+            f"The model may be guessing: its clean accuracy, {self.clean}, is not above the {largest:.1%} that one answer for "
+            "all images gets."
+        )
+
     def is_of(self, weights_sha256: str | None) -> bool:
         """Whether it can be a report of these weights: it says so, or it doesn't say which ones it is about."""
         return self.context.get("weights_sha256") in (None, weights_sha256)
