@@ -395,7 +395,7 @@ def _is_random(module: nn.Module) -> bool:
 
 def _order(output: Tensor) -> tuple[int, ...]:
     """Dimensions from 1, the one with the largest stride first."""
-    return tuple(sorted(range(1, output.ndim), key=lambda dim: -output.stride(dim)))
+    return tuple(sorted(range(1, output.ndim), key=lambda dim: -output.stride()[dim]))
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

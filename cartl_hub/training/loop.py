@@ -634,7 +634,7 @@ def _fingerprint(
     model: Classifier,
 ) -> dict[str, Any]:
     """What a run must have in common with the one it continues."""
-    free = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
+    free: tuple[str, ...] = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
     if arguments.cache is None or (arguments.cache.views is None and arguments.cache.dtype == "fp32"):
         free += ("cache",)
     chosen = {key: value for key, value in to_dict(arguments).items() if key not in free}
