@@ -26,9 +26,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from attacks_reference import hardware
 
-from cartl_hub import NEFT, BatchNormPolicy, DataArguments, FeatureCache, ImageData, TrainingArguments, load_model, load_splits
+from cartl_hub import NEFT, BatchNormPolicy, FeatureCache, ImageData, TrainingArguments, load_model, load_test_split
 from cartl_hub.training import loop, train
 from cartl_hub.training.cache import FrozenPrefix
 
@@ -38,7 +37,7 @@ BATCH_SIZE = 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or id of a model")
-    parser.add_argument("--data", required=True, help="what load_splits reads; its training split is used")
+    parser.add_argument("--data", required=True, help="what load_test_split reads; nothing but time is measured on it")
     parser.add_argument("--num-images", type=int, default=1024)
     parser.add_argument("--num-blocks", type=int, nargs="+", default=[1, 2, 4, 6])
     parser.add_argument("--epochs", type=int, nargs="+", default=[10, 30, 100])
@@ -50,10 +49,9 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     model = load_model(options.model)
-    splits = load_splits(options.data, model.image_policy, DataArguments())
-    images = splits.train.get(torch.arange(options.num_images))
-    data = ImageData(splits.train.labels[: options.num_images], splits.label_names, images, model.image_policy)
-    model.reset_head(splits.label_names)
+    data = load_test_split(options.data, model.image_policy)[0].subset(range(options.num_images))
+    data = ImageData(data.labels, data.label_names, data.get(torch.arange(len(data))), data.policy)
+    model.reset_head(data.label_names)
     report = {
         "command": shlex.join(["python", *sys.argv]),
         "model": options.model,
@@ -64,7 +62,7 @@ def main() -> None:
         "threads": options.threads,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("cartl-hub", "torch", "timm", "numpy")},
-        "hardware": hardware("cpu"),
+        "hardware": hardware(),
         "rows": [],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +109,7 @@ def steps(model: torch.nn.Module, data: ImageData, num_blocks: int, repeats: int
 
         def _fit(self, task: loop.Task) -> dict:
             trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
-            optimizer = self._optimizer(trained)
+            optimizer, self.average = self._optimizer(trained), None
             drawn = next(self.data.training_batches(batch_size=BATCH_SIZE, seed=0, start=0, stop=1))
             images = self._see(drawn.images, drawn.indices)
             self._cache(task, 0)
@@ -175,6 +173,13 @@ def whole_runs(model: torch.nn.Module, data: ImageData, num_blocks: int, epochs:
         "speed_up": round(taken["uncached"] / taken["cached"], 2),
         "same_weights": all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items()),
     }
+
+
+def hardware() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _seconds(run: Callable[[], object]) -> float:

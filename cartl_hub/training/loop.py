@@ -234,7 +234,7 @@ class _Run:
         batch = see(first.images, first.indices, first.epoch)
         with task.autocast():
             prefix = FrozenPrefix(task.model, self.method.trained_blocks, batch[torch.arange(3) % len(batch)])
-            prefix.check(batch)
+            rows = prefix.check(batch)
             self.features = cached_features(
                 arguments.cache,
                 prefix,
@@ -253,7 +253,7 @@ class _Run:
                 device=device,
                 progress=self.accelerator.is_main_process,
             )
-            self.features.check(prefix(batch), first.indices, first.epoch)
+            self.features.check(rows, first.indices, first.epoch)
         task.prefix = prefix
         return ImageData(data.labels, data.label_names, lambda indices: torch.empty(len(indices), 0), data.policy)
 
