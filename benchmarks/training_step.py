@@ -12,6 +12,7 @@ whole steps, ratios are to the reference. "compiled" (``--compile``) is ours on 
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import statistics
@@ -24,7 +25,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from attacks_reference import hardware
 
 from cartl_hub import FDM, NFGSM, PGD, AdversarialTraining, ImageData, Method, TrainingArguments, create_model, load_test_split
 from cartl_hub.attacks import Attack
@@ -91,7 +91,7 @@ def main() -> None:
         "batch_size": options.batch_size,
         "repeats": options.repeats,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("cartl-hub", "torch", "timm")}},
-        "hardware": hardware(device),
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "rows": rows,
     }

@@ -180,6 +180,15 @@ def finetune(
         bool, typer.Option(help="Mirror half of the images; wrong for digits and text.", rich_help_panel=TRAINING)
     ] = True,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_panel=TRAINING)] = "auto",
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Compute once what the frozen blocks give.", rich_help_panel=TRAINING)
+    ] = False,
+    cache_views: Annotated[
+        int,
+        typer.Option(
+            min=0, help="--cache: augmented views of each image, in turn; 0: the images as they are.", rich_help_panel=TRAINING
+        ),
+    ] = 8,
     log_with: Annotated[str | None, typer.Option(help="Tracker, e.g. tensorboard.", rich_help_panel=TRAINING)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all random draws.", rich_help_panel=TRAINING)] = 0,
     image_column: ImageColumn = None,
@@ -209,9 +218,11 @@ def finetune(
 
     Run again with the same arguments it goes on where it was interrupted.
     """
-    from . import Augmentation, BatchNormPolicy, DataArguments, RobustFineTuner, TrainingArguments
+    from . import Augmentation, BatchNormPolicy, DataArguments, FeatureCache, RobustFineTuner, TrainingArguments
 
     _refuse_options_of_other_methods(context, method)
+    if _is_given(context, "cache_views") and not cache:
+        raise typer.BadParameter("--cache-views is of --cache; add that, or leave it out.")
     if private is not None and push_to is None:
         raise typer.BadParameter("--private and --public are of the repository of --push-to; add that, or leave them out.")
     tuner = RobustFineTuner(
@@ -227,7 +238,8 @@ def finetune(
             precision=precision,  # type: ignore[arg-type]
             log_with=log_with,
             seed=seed,
-            augmentation=Augmentation(flip=flip),
+            augmentation=None if cache and not cache_views else Augmentation(flip=flip),
+            cache=FeatureCache(views=cache_views or None) if cache else None,
         ),
         data_arguments=DataArguments(
             image_column=image_column,
@@ -269,12 +281,16 @@ def _refuse_options_of_other_methods(context: typer.Context, method: MethodName)
         "adversarial_share": (MethodName.adversarial,),
     }
     for name, methods in of_methods.items():
-        source = context.get_parameter_source(name)
-        if method not in methods and source is not None and source.name == "COMMANDLINE":
+        if method not in methods and _is_given(context, name):
             option = f"--{name.replace('_', '-')}"
             raise typer.BadParameter(
                 f"{option} is an option of {' and '.join(methods)}, got it with --method {method}; leave it out."
             )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _check_folder(path: Path) -> None:

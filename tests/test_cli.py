@@ -83,6 +83,15 @@ def test_main_job(photos, source, tmp_path):
     assert "expected a folder for the output" in run("evaluate", model, photos, "--output", file).output
 
 
+def test_cached_job(photos, source, tmp_path):
+    options = ["--num-blocks", 1, "--epochs", 1, "--batch-size", 4, "--precision", "fp32", "--num-images", 2]
+    result = run("finetune", source, photos, *options, "--cache", "--cache-views", 2, "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert '"cache": {"name": "FeatureCache", "views": 2, "dtype": "fp32"}' in json.dumps(config)
+    assert "--cache-views is of --cache" in run("finetune", source, photos, "--cache-views", 2).output
+
+
 def test_publish_and_find(source, photos, tmp_path):
     planned = run("publish", source, "--to", "org/toy", "--dry-run")
     assert re.search(r"[\d,]+  model\.safetensors", planned.output), planned.output

@@ -51,7 +51,7 @@ def weights_hash(folder):
     return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("run", ["at", "neft", "lwf", "dropout"])
+@pytest.mark.parametrize("run", ["at", "neft", "cache", "lwf", "dropout"])
 def test_killed_and_resumed_run_ends_with_the_same_file(run, tmp_path):
     assert start(tmp_path / "whole", run).returncode == 0
     draw = random.Random(run)

@@ -10,7 +10,20 @@ from pathlib import Path
 
 from conftest import make_model, toy_data
 
-from cartl_hub import FDM, NEFT, PGD, RFGSM, AdversarialTraining, FineTuning, Jigsaw, LwF, MultiTask, Rotation, SimCLR
+from cartl_hub import (
+    FDM,
+    NEFT,
+    PGD,
+    RFGSM,
+    AdversarialTraining,
+    FeatureCache,
+    FineTuning,
+    Jigsaw,
+    LwF,
+    MultiTask,
+    Rotation,
+    SimCLR,
+)
 from cartl_hub.folder import save_model
 from cartl_hub.training import Schedule, TrainingArguments, checkpoint, loop, train
 
@@ -19,6 +32,7 @@ RUNS = {
     "at": ("wrn10_1", AdversarialTraining(attack=ATTACK), {"ema": 0.9}),
     "fdm": ("wrn10_1", FDM(num_blocks=2, attack=ATTACK), {}),
     "neft": ("wrn10_1", NEFT(num_blocks=3), {"ema": 0.9}),
+    "cache": ("wrn10_1", NEFT(num_blocks=3), {"cache": FeatureCache(views=2)}),
     "lwf": ("wrn10_1", LwF(weight=0.1, warm_start=0.3), {"augmentation": None}),
     "dropout": ("test_vit", FineTuning(num_blocks=2), {"optimizer": "adamw", "lr": 1e-3}),
     "vit_multitask": (

@@ -248,7 +248,7 @@ class _Run:
         batch = see(first.images, first.indices, first.epoch)
         with task.autocast():
             prefix = FrozenPrefix(task.model, self.method.trained_blocks, batch[torch.arange(3) % len(batch)])
-            prefix.check(batch)
+            rows = prefix.check(batch)
             self.features = cached_features(
                 arguments.cache,
                 prefix,
@@ -267,7 +267,7 @@ class _Run:
                 device=device,
                 progress=self.accelerator.is_main_process,
             )
-            self.features.check(prefix(batch), first.indices, first.epoch)
+            self.features.check(rows, first.indices, first.epoch)
         task.prefix = prefix
         return ImageData(data.labels, data.label_names, lambda indices: torch.empty(len(indices), 0), data.policy)
 
@@ -654,7 +654,7 @@ def _fingerprint(
     model: Classifier,
 ) -> dict[str, Any]:
     """What a run must have in common with the one it continues."""
-    free = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
+    free: tuple[str, ...] = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
     if arguments.cache is None or (arguments.cache.views is None and arguments.cache.dtype == "fp32"):
         free += ("cache",)
     chosen = {key: value for key, value in to_dict(arguments).items() if key not in free}
