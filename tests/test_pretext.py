@@ -218,7 +218,6 @@ def test_attacks_raise_the_loss_of_the_task(task, attack, wrn, data):
     batch, hard = batch_of(data), task(attack=attack)
     seen = []
     with hard.setup(wrn.eval()) as modules:
-        wrn.register_buffer("unused", torch.zeros(0), persistent=False)
         features = wrn.features
         wrn.features = lambda images: seen.append(images.detach()) or features(images)
         losses = [method.losses(wrn, batch, **modules)["loss"].item() for method in (task(), hard)]
