@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .attacks import Attack
     from .methods import Method
 
+INTERRUPTED = 130  # typer's exit code after Ctrl-C
+
 app = typer.Typer(
     name="cartl-hub",
     help="Robust source models, robust fine-tuning, and a robustness report.",
@@ -902,6 +904,20 @@ def _without_folder(argument: str) -> str:
     return option + separator + (Path(value).name if Path(value).is_absolute() else value)
 
 
+def _interrupted(arguments: list[str]) -> str:
+    """What was kept, and the command that goes on."""
+    import shlex
+
+    command, again = (arguments or [""])[0], shlex.join(["cartl-hub", *arguments])
+    if command == "evaluate":
+        if any(argument.partition("=")[0] == "--resume" for argument in arguments):
+            return f"Interrupted. Finished batches were kept; this goes on behind them: {again}"
+        return f"Interrupted. Nothing was kept; with this, finished batches are: {again} --resume FOLDER"
+    if command in ("finetune", "pretrain"):
+        return f"Interrupted. The training's last checkpoint was kept, if it has reached one; this goes on: {again}"
+    return "Interrupted."
+
+
 def main() -> None:
     """Entry point: errors that a user can mend are one line on stderr and exit code 2."""
     import logging
@@ -909,9 +925,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. A training goes on from its last checkpoint when the same command is run again.", err=True)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.echo(_interrupted(sys.argv[1:]), err=True)
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.split(".")[0] not in ("cartl_hub", "builtins"):
             raise

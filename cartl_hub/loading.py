@@ -356,6 +356,8 @@ class _Reader:
         if name != found.get("test"):
             self._note(f"no test split: all of the split {name!r} is measured; the model must not have been trained on it")
         split = splits[name]
+        if not isinstance(split, IterableDataset) and not len(split):
+            raise DataError(f"expected at least one image in the split {name!r}, got none; pass data that have images.")
         image, label = self._columns({"train": split})
         self._large_pictures(split, image)
         if isinstance(split, IterableDataset):

@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 import cartl_hub
 from cartl_hub import ModelError, load_model, save_model
-from cartl_hub.cli import _command, _plain, app
+from cartl_hub.cli import _command, _plain, app, main
 from cartl_hub.testing import LocalHub
 
 COMMANDS = ("finetune", "evaluate", "compare", "predict", "pretrain", "blocks", "sources", "publish", "import", "card")
@@ -252,3 +253,28 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_measurement(source,
     refused = run("evaluate", source, photos, "--output", tmp_path / "file" / "report")
     assert refused.exit_code == 2
     assert "expected a folder that can be written for the output" in " ".join(refused.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("evaluate", ["--resume", "kept batches"], "Finished batches were kept; this goes on behind them: {again}"),
+        ("evaluate", [], "Nothing was kept; with this, finished batches are: {again} --resume FOLDER"),
+        ("finetune", ["--epochs", "3"], "last checkpoint was kept, if it has reached one; this goes on: {again}"),
+        ("blocks", None, "Interrupted.\n"),
+    ],
+)
+def test_interruption_says_what_was_kept(command, options, said, monkeypatch, capsys):
+    def stop(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    for name in ("list_blocks", "load_test_split", "RobustFineTuner"):
+        monkeypatch.setattr(cartl_hub, name, stop, raising=False)
+    given = [command, "wrn16_2.fdm4_cifar100", *([] if options is None else ["my photos", *options])]
+    monkeypatch.setattr(sys, "argv", ["cartl-hub", *given])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said.format(again=shlex.join(["cartl-hub", *given])) in error

@@ -791,3 +791,8 @@ def test_what_a_model_is_measured_on():
     assert (len(only), notes) == (9, ())
     with pytest.raises(DataError, match="the data have changed since"):
         load_test_split(table(33), POLICY, trained_on=trained.train.description)
+
+
+def test_a_test_split_without_images():
+    with pytest.raises(DataError, match="expected at least one image in the split 'test', got none"):
+        load_test_split(DatasetDict(test=table(9).select([])), POLICY)

@@ -293,8 +293,8 @@ def _dead_pixels(trial: Trial) -> list[Comparison]:
         dead = gradient == 0
         sign = (uniform(keys, images.shape[1:], stream=START) < 0.5) * 2.0 - 1
         # a pixel that was clipped has a gradient again where one of both moves goes inwards
-        both = (confine(images, found + eps * move * dead, eps, "Linf") for move in (sign, -sign))
-        revived = sum(input_gradient(trial.model, moved, labels, margin)[0] for moved in both)
+        one, other = (confine(images, found + eps * move * dead, eps, "Linf") for move in (sign, -sign))
+        revived = sum((input_gradient(trial.model, moved, labels, margin)[0] for moved in (one, other)), torch.zeros_like(found))
         moved = confine(images, found + 2 * eps * torch.sign(revived) * dead, eps, "Linf")
         with torch.no_grad():
             gain = margin(trial.model(moved).float(), labels) - end

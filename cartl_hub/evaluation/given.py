@@ -99,7 +99,7 @@ def _refuse_incomplete(loader: DataLoader) -> None:
         return
     size = getattr(sampler, "batch_size", loader.batch_size)
     try:
-        left_out = str(len(loader.sampler) % size)  # type: ignore[arg-type]
+        left_out = str(len(loader.sampler) % size)  # type: ignore[arg-type, operator]
     except TypeError:  # a stream
         left_out = "some"
     if left_out != "0":
