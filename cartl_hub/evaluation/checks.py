@@ -478,7 +478,7 @@ CHECKS = {
     ),
     "dead-pixels": Probe(
         _dead_pixels,
-        "fail",
+        "warn",  # the margin rises further, but PGD may have broken all that can be broken
         "Pixels without a gradient don't matter where PGD ends.",
         "Pixels without a gradient, which PGD leaves alone, raise the margin further where PGD ends: they are clipped inside.",
         _ATTACK_DIFFERENTLY,
