@@ -355,6 +355,15 @@ def test_explanation_of_two_models(explained):
     expected_map = map_pictures(saliency(model, torch.tensor(explained.images), torch.tensor(explained.labels[explained.shown])))
     assert np.allclose(tuned.maps["gradient"], expected_map, atol=1e-4)
     assert {len(match.shares) for match in tuned.match.values()} == {18, 17}
+    refitted = make_model("wrn10_1", num_classes=5)
+    refitted.reset_head(splits.label_names)
+    ClassifierLoss.from_model(refitted, splits.train).refitted().put_into(refitted)
+    with torch.no_grad():
+        assert source.predicted.tolist() == refitted.eval()(images).argmax(1).tolist()
+    expected_map = map_pictures(
+        saliency(refitted, torch.tensor(explained.images), torch.tensor(explained.labels[explained.shown]))
+    )
+    assert np.abs(source.maps["gradient"] - expected_map.numpy()).mean() < 0.01
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -467,7 +476,9 @@ def test_reports_that_cannot_be_extended(explained, tmp_path):
     assert not (tmp_path / "out").exists()
     write_report(tmp_path, explained.models[0].weights_sha256)
     (tmp_path / "report.html").write_text("something")
-    with pytest.raises(ValueError, match=r"expected the page of a report in .* got something else; evaluate the model again"):
+    with pytest.raises(
+        ValueError, match=r"expected the page of a report of this version in .* got something else; evaluate again"
+    ):
         explained.save(tmp_path / "out", report=tmp_path)
     with pytest.raises(ValueError, match=r"expected a report in .* which does not exist"):
         explained.save(tmp_path / "out", report=tmp_path / "nowhere")

@@ -60,7 +60,7 @@ def check_report(folder: Path, weights_sha256: str) -> str:
         raise ValueError(f"expected a report of the explained weights ({weights_sha256[:12]}) in {folder}, got one of others.")
     page = path.read_text(encoding="utf-8") if path.is_file() else ""
     if page.count(_BEFORE) != 1 or "</head>" not in page:
-        raise ValueError(f"expected the page of a report in {path}, got something else; evaluate the model again.")
+        raise ValueError(f"expected the page of a report of this version in {path}, got something else; evaluate again.")
     return page
 
 
