@@ -822,6 +822,10 @@ def sweep(
     test_images: Annotated[int | None, typer.Option(min=1, help="First test images that are measured; by default all.")] = None,
     data_id: DataId = None,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the training images.")] = True,
+    augment: Annotated[
+        bool,
+        typer.Option("--augment/--no-augment", help="Crop and flip; without, what the frozen blocks give is computed once."),
+    ] = True,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; they share the cores.")] = 1,
     output: Annotated[Path, typer.Option(help="Folder of results, tables and plots.")] = Path("runs/sweep"),
 ) -> None:
@@ -834,9 +838,17 @@ def sweep(
     from .data import Augmentation
     from .experiments import Sweep, run_sweep
     from .recipe import RecipeData
+    from .training import FeatureCache
 
     wanted = Sweep(sources=tuple(sources), target=RecipeData(id=data_id or data, local=data))
-    training = replace(wanted.training, epochs=epochs, lr=lr, validate_every=validate_every, augmentation=Augmentation(flip=flip))
+    training = replace(
+        wanted.training,
+        epochs=epochs,
+        lr=lr,
+        validate_every=validate_every,
+        augmentation=Augmentation(flip=flip) if augment else None,
+        cache=None if augment else FeatureCache(),
+    )
     chosen = replace(
         wanted,
         blocks=_counts("--blocks", blocks),

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from typer.testing import CliRunner
 
-from cartl_hub import NEFT, PGD, BatchNormPolicy, FineTuning, TrainingArguments, load_model, save_model
+from cartl_hub import NEFT, PGD, BatchNormPolicy, FeatureCache, FineTuning, TrainingArguments, load_model, save_model
 from cartl_hub.blocks import count_blocks, list_blocks
 from cartl_hub.cli import app
 from cartl_hub.experiments import (
@@ -81,6 +81,10 @@ def test_a_cell_is_what_changes_its_result(make_cell, target):
         make_cell(training=replace(TRAINING, precision="auto", checkpoint_every=5)),
     ]
     assert {other.key for other in same} == {cell.key}
+    plain = make_cell(training=replace(TRAINING, augmentation=None))
+    exact, rounded = (make_cell(training=replace(plain.training, cache=FeatureCache(dtype=dtype))) for dtype in ("fp32", "bf16"))
+    assert (exact.key, exact.to_json()) == (plain.key, plain.to_json())
+    assert rounded.key != plain.key
     others = [
         make_cell(training=replace(TRAINING, seed=1)),
         make_cell(method=FineTuning(num_blocks=2)),
@@ -343,7 +347,7 @@ def test_residual_blocks_are_counted_without_norms():
 
 def test_sweep_goes_on_and_gives_the_same_table(source, target, tmp_path, monkeypatch):
     other = str(save_model(make_model("wrn10_1"), tmp_path / "models" / "natural"))
-    training = replace(TRAINING, epochs=2)
+    training = replace(TRAINING, epochs=2, augmentation=None, cache=FeatureCache())
     sweep = Sweep(
         sources=(source, other),
         target=target,
@@ -369,6 +373,11 @@ def test_sweep_goes_on_and_gives_the_same_table(source, target, tmp_path, monkey
     monkeypatch.setattr(run_module, "run_cell", lambda cell, *args, **kw: ran.append(cell.key) or run_cell(cell, *args, **kw))
     pd.testing.assert_frame_equal(run_sweep(sweep, tmp_path / "sweep"), whole)
     assert len(ran) == 4
+
+    uncached = replace(sweep, training=replace(training, cache=None))
+    pd.testing.assert_frame_equal(run_sweep(uncached, tmp_path / "uncached"), whole)
+    whole_network = next(iter(replace(sweep, blocks=(None,)).cells().values()))
+    assert whole_network.training.cache is None
 
 
 def test_images_saved():

@@ -75,7 +75,7 @@ class Cell:
         """All that changes what comes out, as JSON: not where the data lie, nor how often a checkpoint is written."""
         content = to_dict(self)
         content["target"].pop("local")
-        for name in FREE:
+        for name in _free(self.training):
             content["training"].pop(name)
         return json.loads(json.dumps(content))
 
@@ -263,8 +263,13 @@ def open_source_of(cell: Cell) -> Classifier:
 
 def _essential(training: TrainingArguments) -> TrainingArguments:
     """With the default of all that is no part of a cell."""
-    defaults: dict[str, Any] = {entry.name: entry.default for entry in fields(training) if entry.name in FREE}
+    defaults: dict[str, Any] = {entry.name: entry.default for entry in fields(training) if entry.name in _free(training)}
     return replace(training, **defaults)
+
+
+def _free(training: TrainingArguments) -> tuple[str, ...]:
+    exact = training.cache is None or (training.cache.views is None and training.cache.dtype == "fp32")
+    return (*FREE, "cache") if exact else FREE
 
 
 def _stated(value: Any) -> Any:

@@ -46,7 +46,8 @@ class Sweep:
         blocks: Residual blocks that are trained with the classifier, and the norm between them; None is the whole network.
         num_images: Numbers of target images, stratified, each set inside the larger ones; None is all.
         seeds: Of the choice of images, the classifier and training; one cell for each.
-        training: How to train; its seed is replaced. The paper's by default.
+        training: How to train; its seed is replaced. The paper's by default. Where it has a ``cache``, cells that train the
+            whole network go without.
         attacks: By name.
         test_images: The first test images; all by default.
 
@@ -86,7 +87,7 @@ class Sweep:
                 target=replace(self.target, read=replace(self.target.read, train_images=number, seed=seed)),
                 method=FineTuning(num_blocks=depths[source][blocks]),
                 bn=BatchNormPolicy(),
-                training=replace(self.training, seed=seed),
+                training=replace(self.training, seed=seed, cache=None if blocks is None else self.training.cache),
                 attacks=self.attacks,
                 num_images=self.test_images,
                 best=False,
