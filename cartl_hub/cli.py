@@ -607,17 +607,22 @@ def sources(
     """
     from rich.table import Table
 
-    from . import list_sources
+    from . import ModelError, list_sources
     from .hub import models_table
 
     if markdown:
         typer.echo(models_table())
         return
     table = Table("id", "network", "trained", "clean", "robust", "MB", "where")
-    table.columns[0].overflow = "fold"
+    table.columns[0].no_wrap = True
     for column in table.columns[3:6]:
         column.justify, column.no_wrap = "right", True
-    for info in list_sources(hub=hub or author is not None, author=author, search=search):
+    unreachable = None
+    try:
+        found = list_sources(hub=hub or author is not None, author=author, search=search)
+    except ModelError as error:
+        found, unreachable = list_sources(search=search), error
+    for info in found:
         clean, robust = ("-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc))
         cells = (
             info.id,
@@ -630,6 +635,8 @@ def sources(
         )
         table.add_row(*map(_plain, cells))
     _show(table)
+    if unreachable is not None:  # what is here is shown first
+        raise unreachable
 
 
 @app.command(epilog="Example: cartl-hub publish runs/my_model/model --to my_org/wrn16_2.neft4_photos --dry-run")

@@ -290,8 +290,8 @@ def _passing(error: Exception) -> bool:
         return getattr(error.response, "status_code", 0) in (408, 429, 500, 502, 503, 504)
     if isinstance(error, (LocalEntryNotFoundError, RevisionResolutionError)):  # what the Hub failed to tell is not cached either
         return isinstance(error.__cause__, Exception) and _passing(error.__cause__)
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
+    if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ == "ConnectError":  # of httpx or httpx2, by the client
+        return False  # nobody answers, which the client has tried by itself
     return isinstance(error, (HTTPError, ConnectionError, *_GARBLED)) or "Consistency check failed" in str(error)
 
 

@@ -3,11 +3,14 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partialmethod
 
 import pytest
 import torch
 from conftest import make_model
+from huggingface_hub.errors import HTTPError
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import cartl_hub
@@ -278,3 +281,24 @@ def test_interruption_says_what_was_kept(command, options, said, monkeypatch, ca
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert said.format(again=shlex.join(["cartl-hub", *given])) in error
+
+
+def test_sources_without_a_network(monkeypatch):
+    """What is here is shown, then the reason why there is no more; nobody who answers is asked three times."""
+    asked = []
+
+    def refused(self, **arguments):
+        asked.append(arguments)
+        raise type("ConnectError", (HTTPError,), {})("nobody there")
+
+    monkeypatch.setattr("cartl_hub.hub.HfApi.list_models", refused)
+    result = run("sources", "--hub")
+    assert "wrn16_2.fdm4_cifar100" in result.output
+    assert isinstance(result.exception, ModelError)
+    assert "the list of models can't be had from the Hub: ConnectError" in str(result.exception)
+    assert len(asked) == 1
+
+
+def test_ids_are_whole_in_a_narrow_terminal(monkeypatch):
+    monkeypatch.setattr("rich.console.Console.__init__", partialmethod(Console.__init__, width=80))
+    assert "wrn16_2.natural_cifar100" in run("sources").output
