@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 DEAR = (APGD, APGDT, Square, Transfer)  # run on survivors only
 NUM_SAMPLES = 8
+BAR = "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{elapsed}} passed{left}{{postfix}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +201,7 @@ class Cascade:
         keep_images: bool,
     ):
         self.model, self.pool, self.journal, self.counter, self.bar = model, pool, journal, counter, bar
+        self._attacked = False
         self.num_classes, self.seed, self.batch_size, self.device = num_classes, seed, batch_size, device
         self.budget, self.keep_images = budget, keep_images
         self.rank, self.world = place()
@@ -233,12 +235,14 @@ class Cascade:
         """
         stage.entering = images
         self.bar.set_description(stage.name, refresh=False)
+        self.bar.bar_format = BAR.format(left=", {remaining} left" if self._attacked else "")
         self.bar.total = self.bar.n + int(images.sum()) * planned_passes(stage.attack) + later
         self._work(
             stage.key, stage.entries, _positions(images), self.batch_size, lambda part: self._attack(stage, part), stage, always
         )
         if stage.attack is None:
             return
+        self._attacked = True  # what came before says nothing of how fast attacks are
         broken = _positions(stage.broken)
         mixed = broken[permutation(self.seed, 0, len(broken))]
         size = max(1, min(self.batch_size, len(broken) // 2))  # at least two batches: an image's neighbours are other ones

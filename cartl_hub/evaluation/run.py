@@ -39,7 +39,7 @@ from ..report import (
     threat_text,
 )
 from ..weights import weights_sha256
-from .cascade import DEAR, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
+from .cascade import BAR, DEAR, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
 from .checks import chosen_checks, make_check, make_trial, second_verdict
 from .given import AnyTestData, as_data
 from .journal import open_journal, refuse_other
@@ -400,9 +400,8 @@ def _threats(attacks: Sequence[Attack]) -> list[tuple[Norm, float]]:
 
 
 def _bar(progress: bool) -> tqdm:
-    shape = "{desc}{percentage:3.0f}%|{bar}| {elapsed} passed, {remaining} left{postfix}"
     shown = {} if progress and place()[0] == 0 else {"disable": True}
-    return tqdm(desc="reading", total=0, bar_format=shape, dynamic_ncols=True, **shown)
+    return tqdm(desc="reading", total=0, bar_format=BAR.format(left=""), dynamic_ncols=True, **shown)
 
 
 def _by_name(attacks: Any) -> dict[str, Attack]:
