@@ -826,7 +826,9 @@ def sweep(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 150,
     lr: Annotated[float, typer.Option(help="Learning rate; a tenth of it after each third.")] = 0.1,
     validate_every: Annotated[int, typer.Option(min=1, help="Epochs between points of the curve against epochs.")] = 10,
-    test_images: Annotated[int | None, typer.Option(min=1, help="First test images that are measured; by default all.")] = None,
+    test_images: Annotated[
+        int | None, typer.Option(min=1, help="Test images that are measured, stratified; by default all.")
+    ] = None,
     data_id: DataId = None,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the training images.")] = True,
     augment: Annotated[
@@ -860,12 +862,18 @@ def sweep(
         wanted,
         blocks=_counts("--blocks", blocks),
         num_images=_counts("--num-images", num_images),
-        seeds=tuple(seed for seed in _counts("--seeds", seeds) if seed is not None),
+        seeds=tuple(_seed(seed) for seed in _counts("--seeds", seeds)),
         training=training,
         test_images=test_images,
     )
     table = run_sweep(chosen, output, jobs=jobs, command=_command())
     typer.echo(f"{len(table)} cells: {output / 'sweep.csv'}, plots beside it")
+
+
+def _seed(seed: int | None) -> int:
+    if seed is None:
+        raise typer.BadParameter("expected whole numbers for --seeds, got all.")
+    return seed
 
 
 def _counts(option: str, text: str) -> tuple[int | None, ...]:

@@ -20,7 +20,7 @@ from .blocks import last_blocks
 from .card import render_card
 from .evaluation import evaluate
 from .folder import ModelError, build_model, read_config, read_report, save_model
-from .hub import bundled_models, find_model, open_folder
+from .hub import bundled_models, find_model, open_folder, untrained_recipes
 from .lineage import lineage
 from .loading import AnyData, DataArguments, Splits, load_splits
 from .methods import NEFT, Method
@@ -286,7 +286,7 @@ def open_source(source: str | Path | nn.Module, revision: str | None = None) -> 
         folder, origin = find_model(source, revision)
     except ModelError as error:
         name = str(source)
-        if not timm.is_model(name):
+        if name in untrained_recipes() or not timm.is_model(name):
             raise ModelError(f"{error}{_similar(name)}") from error
         return _open_timm(name)
     model = open_folder(folder, origin)
@@ -325,7 +325,7 @@ def open_untrained(name: str) -> Classifier:
     try:
         folder, _ = find_model(name)
     except ModelError as error:
-        if not timm.is_model(name):
+        if name in untrained_recipes() or not timm.is_model(name):
             raise ModelError(f"{error}{_similar(name)}") from error
         return create_model(name)
     return build_model(read_config(folder))
@@ -338,7 +338,7 @@ def _tag(method: Method) -> str:
 
 def _similar(name: str) -> str:
     """What to add where a name is neither ours nor timm's."""
-    if "/" in name:
+    if "/" in name or name in untrained_recipes():
         return ""
     close = difflib.get_close_matches(name, [*bundled_models(), *timm.list_models()], n=3)
     return " It is no name of a timm model either." + (f" Similar names: {', '.join(close)}." if close else "")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import psutil
 import pytest
 import timm
@@ -292,3 +294,13 @@ def test_images_that_are_decoded_are_decoded_once_per_run(data):
         trained(FineTuning(num_blocks=2), decoded, arguments(cache=FeatureCache())),
     )
     assert len(drawn) == 24 + 8  # all of them, and the first batch, on which the cut is checked
+
+
+def test_a_subclass_with_losses_of_its_own_is_not_natural():
+    class Mixed(FineTuning):
+        def losses(self, model, batch):
+            return super().losses(model, replace(batch, images=batch.images.flip(0)))
+
+    assert FineTuning(num_blocks=1).natural
+    assert not Mixed(num_blocks=1).natural
+    assert not type("Mixed", (NEFT,), {"losses": Mixed.losses})(num_blocks=1).natural

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from typer.testing import CliRunner
 
-from cartl_hub import NEFT, PGD, BatchNormPolicy, FeatureCache, FineTuning, TrainingArguments, load_model, save_model
+from cartl_hub import NEFT, PGD, BatchNormPolicy, FeatureCache, FineTuning, ModelError, TrainingArguments, load_model, save_model
 from cartl_hub.blocks import count_blocks, list_blocks
 from cartl_hub.cli import app
 from cartl_hub.experiments import (
@@ -33,7 +33,7 @@ from cartl_hub.experiments import run as run_module
 from cartl_hub.experiments.cell import WORST, Measured
 from cartl_hub.experiments.results import Point, area_under, claim_text, differences, pareto_front, render_results
 from cartl_hub.experiments.run import find_result, result_path
-from cartl_hub.experiments.sweep import against_images, difference_from, saved_images
+from cartl_hub.experiments.sweep import against_images, difference_from, saved_epochs, saved_images
 from cartl_hub.experiments.tables import ABLATION, BATCH_NORM, CASES, NAMES
 from cartl_hub.recipe import RecipeData
 from cartl_hub.weights import weights_sha256
@@ -110,7 +110,7 @@ def test_an_option_that_is_added_changes_no_key(make_cell, monkeypatch):
 
 def test_verdicts_survive_their_file():
     verdict = np.arange(13) % 3 == 0
-    measured = Measured(7, {"clean": verdict, WORST: ~verdict})
+    measured = Measured(7, {"clean": verdict, WORST: verdict & (np.arange(13) > 5)})
     content = json.loads(json.dumps(measured.to_json()))
     again = Measured.from_json(content)
     assert again.step == 7
@@ -119,6 +119,11 @@ def test_verdicts_survive_their_file():
     content["correct"]["clean"] = 6
     with pytest.raises(ValueError, match=r"expected 6 correct verdicts for clean, .* got 5"):
         Measured.from_json(content)
+    content = measured.to_json() | {"num_images": 130}
+    with pytest.raises(ValueError, match="expected verdicts on 130 images for clean, got 2 bytes"):
+        Measured.from_json(content)
+    with pytest.raises(ValueError, match="expected a worst case"):
+        Measured.from_json(Measured(7, {"clean": verdict, "PGD-20": ~verdict & False, WORST: verdict}).to_json())
 
 
 def test_run(make_cell, tmp_path, monkeypatch):
@@ -128,7 +133,9 @@ def test_run(make_cell, tmp_path, monkeypatch):
     assert found.source["weights_sha256"] == weights_sha256(load_model(cell.source))
     assert found.data["test"]["num_images"] == 10
     assert found.last.step == found.best.step == 4 or found.best.step == 2
-    model = load_model(tmp_path / "runs" / cell.key / "model")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == f"{cell.key}-{found.source['weights_sha256'][:8]}"  # other weights run in another folder
+    model = load_model(folder / "model")
     images = torch.stack([torch.full((3, 32, 32), (200 + k if k % 2 == 0 else 50 + k) / 255) for k in range(10)])
     images[:, 1] = 90 / 255
     assert np.array_equal(found.last.verdicts["clean"], model(images).argmax(1).numpy() == np.arange(10) % 2)
@@ -154,7 +161,36 @@ def test_one_cell_that_fails_stops_no_other(make_cell, tmp_path):
     with pytest.raises(ExperimentError, match=r"1 of 2 cells failed; .*\n.*num_blocks must be in \[1, 5\]"):
         run_cells([bad, good], results=tmp_path / "results", runs=tmp_path / "runs", keep=False)
     assert find_result(good, tmp_path / "results") is not None
-    assert not (tmp_path / "runs" / good.key).exists()  # keep=False
+    assert [folder.name[: len(bad.key)] for folder in (tmp_path / "runs").iterdir()] in ([], [bad.key])  # keep=False
+
+
+def test_what_nobody_thought_of_stops_no_other_cell(make_cell, tmp_path, monkeypatch):
+    run_cell = run_module.run_cell
+
+    def odd(cell, *args, **kwargs):
+        if cell.training.seed:
+            raise KeyError("odd")
+        return run_cell(cell, *args, **kwargs)
+
+    monkeypatch.setattr(run_module, "run_cell", odd)
+    cells = [make_cell(training=replace(TRAINING, seed=seed)) for seed in (1, 0)]
+    with pytest.raises(ExperimentError, match="1 of 2 cells failed"):
+        run_cells(cells, results=tmp_path / "results", runs=tmp_path / "runs")
+    assert find_result(cells[1], tmp_path / "results") is not None
+
+
+def test_last_and_best_weights_are_kept_apart(make_cell):
+    with pytest.raises(ValueError, match="expected load_best=False in a cell"):
+        make_cell(training=replace(TRAINING, load_best=True))
+    with pytest.raises(ValueError, match="num_images must be >= 1, got 0"):
+        make_cell(num_images=0)
+
+
+def test_some_test_images_are_of_every_class(make_cell, tmp_path):
+    (found,) = run_cells([make_cell(num_images=4)], results=tmp_path / "results", runs=tmp_path / "runs").values()
+    assert found.data["test"]["num_images"] == len(found.last.verdicts["clean"]) == 4
+    report = json.loads(next((tmp_path / "runs").glob("*/model/report.json")).read_text())
+    assert [row["num_images"] for row in report["per_class"]] == [2, 2]
 
 
 def test_several_processes(make_cell, tmp_path):
@@ -162,7 +198,7 @@ def test_several_processes(make_cell, tmp_path):
     assert set(run_cells(cells, results=tmp_path / "results", runs=tmp_path / "runs", jobs=2)) == {c.key for c in cells}
 
 
-def test_results_of_other_weights_settings_or_damaged_files(make_cell, tmp_path):
+def test_results_of_other_weights_settings_data_or_damaged_files(make_cell, target, tmp_path):
     cell, results = make_cell(), tmp_path / "results"
     run_cells([cell], results=results, runs=tmp_path / "runs")
     path = result_path(cell, results)
@@ -171,10 +207,16 @@ def test_results_of_other_weights_settings_or_damaged_files(make_cell, tmp_path)
     assert find_result(cell, results) is None
     path.write_text(json.dumps(content))
     assert find_result(cell, results) is not None
-    path.write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match="expected the result of a cell in"):
-        find_result(cell, results)
+    for damaged in (path.read_text()[:100], "", json.dumps(content | {"data": {}}), json.dumps(content | {"made": {}})):
+        path.write_text(damaged)
+        assert find_result(cell, results) is None
+        with pytest.raises(ValueError, match="expected the result of a cell in"):
+            CellResult.load(path)
     path.write_text(json.dumps(content))
+    assert find_result(cell, results) is not None
+    (Path(target.local) / "more.parquet").write_bytes(b"more")
+    assert find_result(cell, results) is None
+    (Path(target.local) / "more.parquet").unlink()
     shutil.rmtree(cell.source)
     other = make_model("wrn10_1")
     other.head.bias.data += 1
@@ -187,7 +229,7 @@ def test_results_of_other_weights_settings_or_damaged_files(make_cell, tmp_path)
 
 @pytest.fixture
 def plan():
-    target = RecipeData(id="org/target")
+    target = RecipeData(id="uoft-cs/cifar10")
     return Plan(network="wrn34_10", source_data="cifar100", target=target, data_sizes=(100, 200), seeds=(0, 1))
 
 
@@ -209,6 +251,8 @@ def test_tables_have_the_papers_figures_and_the_right_sources(plan):
     assert "wrn34_10.fdm8w1.28_cifar100" in weights
     sizes = make_tables(plan, ["datasize"])[0]
     assert [cells[0].target.read.train_images for cells in sizes.rows[0].cells.values()] == [100, 200]
+    elsewhere = replace(plan, target=RecipeData(id="org/other"))  # the paper's figures are on CIFAR-10
+    assert not any(row.paper for table in make_tables(elsewhere, ["cases", "ablation", "bn", "ssl"]) for row in table.rows)
     assert CASES["AT + TL"][8] == (90.82, 18.54)
     assert ABLATION[1.28, 0.4][4] == (85.64, 28.40)
     assert BATCH_NORM["source", "frozen"] == (90.84, 18.54)
@@ -217,6 +261,10 @@ def test_tables_have_the_papers_figures_and_the_right_sources(plan):
 def test_self_supervised_tables(plan):
     shares, tasks = make_tables(replace(plan, pretexts=("simclr", "rotation"), label_shares=(0.1, 1.0)), ["ssl"])
     assert shares.attack == tasks.attack == "FGSM"
+    turned = make_tables(replace(plan, pretexts=("simclr",), label_shares=(1.0, 0.1)), ["ssl"])[0]
+    assert [row.label for row in turned.rows] == [row.label for row in shares.rows]
+    assert turned.claims == shares.claims
+    assert (shares.claims[1].better, shares.claims[1].worse) == ("100% of the labels", "10% of the labels")
     rows = {row.label: row for row in shares.rows}
     first = rows["supervised, from the start"]
     assert first.paper == {"clean images": "paper: 68 / 23", "adversarial images added": "paper: 66 / 36"}
@@ -314,6 +362,15 @@ def test_plan_errors(tmp_path):
     path.write_text("network: wrn16_2\nsource_data: cifar100\ntarget: {id: a/b}\ncases: [4]\n")
     with pytest.raises(ValueError, match="expected one of paper_cases for each of cases"):
         load_plan(path)
+    for entry, message in (
+        ("seeds: [0, 0]", r"expected different entries in seeds, got \(0, 0\)"),
+        ("seeds: [-1]", "each of seeds must be >= 0, got -1"),
+        ("label_shares: []", "expected at least one entry in label_shares"),
+        ("num_images: 0", "num_images must be >= 1, got 0"),
+    ):
+        path.write_text(f"network: wrn16_2\nsource_data: cifar100\ntarget: {{id: a/b}}\n{entry}\n")
+        with pytest.raises(ValueError, match=message):
+            load_plan(path)
     with pytest.raises(ValueError, match="expected the YAML file of a plan"):
         load_plan(tmp_path / "missing.yaml")
 
@@ -361,7 +418,8 @@ def test_sweep_goes_on_and_gives_the_same_table(source, target, tmp_path, monkey
     assert len(whole) == 8
     assert set(whole["num_images"]) == {4, 8}
     assert {path.name for path in (tmp_path / "sweep").iterdir()} >= {
-        *("sweep.csv", "sweep.parquet", "epochs.csv", "saved.csv", "accuracy.png", "difference.svg", "epochs.png")
+        *("sweep.csv", "sweep.parquet", "epochs.csv", "saved_images.csv", "saved_epochs.csv"),
+        *("accuracy.png", "difference.svg", "epochs.png"),
     }
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sweep" / "sweep.parquet"), whole)
     epochs = pd.read_csv(tmp_path / "sweep" / "epochs.csv")
@@ -378,6 +436,33 @@ def test_sweep_goes_on_and_gives_the_same_table(source, target, tmp_path, monkey
     pd.testing.assert_frame_equal(run_sweep(uncached, tmp_path / "uncached"), whole)
     whole_network = next(iter(replace(sweep, blocks=(None,)).cells().values()))
     assert whole_network.training.cache is None
+
+
+def test_a_sweep_of_which_a_cell_fails_has_its_table(source, target, tmp_path):
+    """Also where a number is that of all images."""
+    sweep = Sweep(sources=(source,), target=target, blocks=(0,), num_images=(22, None, 500), training=TRAINING, attacks=QUICK)
+    with pytest.raises(ExperimentError, match=r"3 of 9 cells failed(.*\n)*.*expected train_images from 2"):
+        run_sweep(sweep, tmp_path / "sweep")
+    table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
+    assert list(table["num_images"]) == [22] * 3
+
+
+def test_a_source_that_is_a_recipe_only(target, tmp_path):
+    sweep = Sweep(sources=("wrn28_4.at_cifar100",), target=target)
+    with pytest.raises(ModelError, match="of which there is a recipe only"):
+        run_sweep(sweep, tmp_path / "sweep")
+
+
+def test_epochs_saved():
+    rows = [
+        {"source": source, "blocks": "0", "num_images": 100, "seed": 0, "epoch": epoch, "clean": clean}
+        for source, cleans in (("robust", (0.2, 0.4, 0.8)), ("natural", (0.1, 0.3, 0.5)))
+        for epoch, clean in zip((1.0, 2.0, 4.0), cleans, strict=True)
+    ]
+    (saved,) = saved_epochs(pd.DataFrame(rows), "natural").to_dict("records")
+    assert (saved["epochs"], saved["clean"]) == (4.0, 0.5)
+    assert saved["needed"] == pytest.approx(2.5)
+    assert saved["factor"] == pytest.approx(1.6)
 
 
 def test_images_saved():

@@ -380,3 +380,8 @@ def test_recipes_learn_as_in_the_paper():
         assert recipe.training.augmentation is None
         assert not recipe.method.uses_labels
         assert recipe.probe is not None
+
+
+def test_one_image_has_nothing_to_be_told_from(wrn, data):
+    with pytest.raises(ValueError, match="expected two images or more in a batch"):
+        train(wrn, SimCLR(), data.subset([0]), arguments=TrainingArguments(max_steps=1, augmentation=None, precision="fp32"))

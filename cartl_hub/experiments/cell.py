@@ -20,12 +20,14 @@ from .. import __version__
 from ..attacks import APGDT, PGD, Attack
 from ..batchnorm import BatchNormPolicy
 from ..config import to_dict
+from ..data import ImageData
 from ..evaluation import evaluate
 from ..files import write_file
 from ..finetuner import RobustFineTuner, open_source
-from ..loading import Splits
+from ..loading import Splits, stratified_sample
 from ..methods import Method
 from ..models import Classifier, create_model
+from ..ranges import check_whole
 from ..recipe import RecipeData
 from ..report import Accuracy, Report
 from ..training import TrainingArguments, read_best
@@ -56,10 +58,13 @@ class Cell:
         target: Data to fine-tune on and to measure on.
         method: Transfer method.
         bn: Batch-norm policy.
-        training: How to train; its seed is the cell's.
+        training: How to train; its seed is the cell's. Not with ``load_best``: last and best weights are measured apart.
         attacks: By name.
-        num_images: The first test images; all by default.
+        num_images: Test images, stratified, the same in every cell; all by default.
         best: Measure the best weights by validation too, where there was more than one validation.
+
+    Raises:
+        ValueError: On ``load_best``, or a number out of range.
     """
 
     source: str
@@ -70,6 +75,12 @@ class Cell:
     attacks: dict[str, Attack] = field(default_factory=paper_attacks)
     num_images: int | None = None
     best: bool = True
+
+    def __post_init__(self) -> None:
+        if self.training.load_best:
+            raise ValueError("expected load_best=False in a cell, which measures the last weights and the best ones apart.")
+        if self.num_images is not None:
+            check_whole("num_images", self.num_images, (">=", 1))
 
     def to_json(self) -> dict[str, Any]:
         """All that changes what comes out, as JSON: not where the data lie, nor how often a checkpoint is written."""
@@ -136,12 +147,16 @@ class Measured:
         num_images, verdicts = content["num_images"], {}
         for name, text in content["verdicts"].items():
             bits = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+            if len(bits) != -(-num_images // 8):
+                raise ValueError(f"expected verdicts on {num_images} images for {name}, got {len(bits)} bytes of them.")
             verdicts[name] = np.unpackbits(bits, count=num_images).astype(bool)
             if int(verdicts[name].sum()) != content["correct"][name]:
                 raise ValueError(
                     f"expected {content['correct'][name]} correct verdicts for {name}, as the count says, got "
                     f"{int(verdicts[name].sum())}; run the cell again."
                 )
+        if any((verdicts[WORST] & ~verdict).any() for verdict in (verdicts["clean"], *verdicts.values())):
+            raise ValueError("expected a worst case of which every image withstands every attack.")
         return cls(content["step"], verdicts)
 
 
@@ -188,6 +203,13 @@ class CellResult:
             if content.pop("format") != 1:
                 raise ValueError("expected format 1; upgrade cartl_hub.")
             last, best = Measured.from_json(content.pop("last")), content.pop("best")
+            for part, names in (
+                ("data", ("train", "test")),
+                ("made", ("command", "device", "precision")),
+                ("cell", ("training",)),
+            ):
+                if missing := [name for name in names if name not in content[part]]:
+                    raise ValueError(f"expected {', '.join(missing)} in {part}.")
             return cls(last=last, best=None if best is None else Measured.from_json(best), **content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"expected the result of a cell in {path}: {error!r}.") from error
@@ -215,15 +237,19 @@ def run_cell(
         data_arguments=None if splits is not None else replace(target.read, id=target.id),
         output_dir=folder,
     )
+    test = tuner.splits.test
+    if cell.num_images is not None and isinstance(test, ImageData) and cell.num_images < len(test):
+        tuner.splits = replace(tuner.splits, test=test.subset(stratified_sample(test.labels, cell.num_images, 0)))
     result = tuner.train()
+    step = result.best.step if result.weights == "best" and result.best is not None else result.steps  # a run that overfitted
     measured: dict[str, Any] = {"attacks": cell.attacks, "num_images": cell.num_images, "curve": None, "checks": False}
     report = tuner.evaluate(**measured, resume=folder / "evaluation.last")
     if keep:
         tuner.save()
-    last, best = Measured.of(report, result.steps), None
+    last, best = Measured.of(report, step), None
     if cell.best and result.best is not None and len(result.validations) > 1:
         best = last
-        if result.best.step != result.steps:
+        if result.best.step != step:
             tuner.model.load_state_dict(read_best(folder))
             chosen = evaluate(tuner.model, tuner.splits.test, **measured, resume=folder / "evaluation.best")
             best = Measured.of(chosen, result.best.step)
@@ -241,6 +267,7 @@ def run_cell(
         made={
             "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "commit": _commit(),
+            "files": files_hash(target.location),
             "device": result.device,
             "precision": result.precision,
             "training_seconds": round(result.seconds, 1),
@@ -261,6 +288,16 @@ def open_source_of(cell: Cell) -> Classifier:
         return create_model(cell.source.removeprefix(UNTRAINED))
 
 
+def files_hash(location: str) -> str | None:
+    """Of the names and sizes of a folder's files, or of a file's; None for data that don't lie here."""
+    path = Path(location)
+    if not path.exists():
+        return None
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    listed = [(str(item.relative_to(path)), item.stat().st_size) for item in found if item.is_file()]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+
+
 def _essential(training: TrainingArguments) -> TrainingArguments:
     """With the default of all that is no part of a cell."""
     defaults: dict[str, Any] = {entry.name: entry.default for entry in fields(training) if entry.name in _free(training)}
@@ -275,7 +312,7 @@ def _free(training: TrainingArguments) -> tuple[str, ...]:
 def _stated(value: Any) -> Any:
     """JSON of a choice without the fields that have their default."""
     if is_dataclass(value) and not isinstance(value, type):
-        defaults = {entry.name: _default(entry) for entry in fields(value)}
+        defaults = {entry.name: _default(entry) for entry in fields(value) if entry.repr}
         changed = {name: getattr(value, name) for name, default in defaults.items() if getattr(value, name) != default}
         return {"name": type(value).__name__} | {name: _stated(item) for name, item in changed.items()}
     if isinstance(value, Mapping):

@@ -10,7 +10,7 @@ from ..attacks import Attack
 from ..batchnorm import BatchNormPolicy
 from ..config import from_dict
 from ..methods import LwF, Method
-from ..ranges import check_whole
+from ..ranges import check_number, check_whole
 from ..recipe import KINDS, RecipeData
 from ..training import Schedule, TrainingArguments
 from .cell import Cell, paper_attacks
@@ -59,7 +59,7 @@ class Plan:
         probe_epochs: Passes over a share, with one validation at their end.
         training: How to fine-tune; its seed is replaced.
         lwf_training: How to fine-tune with LwF, which CARTL and its authors train without augmentation.
-        num_images: The first test images; all by default.
+        num_images: Test images, stratified; all by default.
     """
 
     network: str
@@ -90,9 +90,29 @@ class Plan:
     num_images: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("cases", "sources", "seeds", "betas", "fdm_weights", "lwf_weights"):
+        for name in ("cases", "sources", "seeds", "betas", "fdm_weights", "lwf_weights", "label_shares"):
             if not getattr(self, name):
                 raise ValueError(f"expected at least one entry in {name}, got none.")
+        for name in (
+            "cases",
+            "sources",
+            "seeds",
+            "betas",
+            "fdm_weights",
+            "lwf_weights",
+            "label_shares",
+            "data_sizes",
+            "pretexts",
+        ):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"expected different entries in {name}, got {values}.")
+        for seed in self.seeds:
+            check_whole("each of seeds", seed, (">=", 0))
+        for share in self.label_shares:
+            check_number("each of label_shares", share, (">", 0), ("<=", 1))
+        if self.num_images is not None:
+            check_whole("num_images", self.num_images, (">=", 1))
         if len(self.cases) != len(self.paper_cases):
             raise ValueError(f"expected one of paper_cases for each of cases {self.cases}, got {self.paper_cases}.")
         for number in (*self.cases, *self.data_sizes, self.data_size_blocks, self.data_size_epochs):

@@ -1,5 +1,6 @@
 """The page of results: tables beside the paper's, differences, claims, and the plot of clean against robust accuracy."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def render_results(plan: Plan, folder: Path, page: Path) -> str:
     front = pareto_front(found)
     untrained = {cell.source for table in tables for cell in table.cells} & untrained_recipes().keys()
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    home = folder.resolve().relative_to(page.resolve().parent)
+    home = Path(os.path.relpath(folder.resolve(), page.resolve().parent))
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         plan=plan,
         tables=[_shown(table, results) for table in tables],

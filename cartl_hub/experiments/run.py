@@ -11,14 +11,13 @@ from pathlib import Path
 import joblib
 from tqdm.auto import tqdm
 
-from ..data import DataError
 from ..folder import ModelError, read_config
 from ..hub import find_model, untrained_recipes
 from ..images import ImagePolicy
 from ..loading import Splits, load_splits
 from ..recipe import RecipeData
-from ..training import TrainingError
-from .cell import UNTRAINED, Cell, CellResult, ExperimentError, open_source_of, run_cell
+from ..weights import weights_sha256
+from .cell import UNTRAINED, Cell, CellResult, ExperimentError, files_hash, open_source_of, run_cell
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +74,17 @@ def run_cells(
 def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None) -> tuple[str, str | None]:
     """One cell in whatever process; returns its key and what went wrong."""
     try:
-        splits = _load(cell.target, open_source_of(cell).image_policy)
-        run_cell(cell, runs / cell.key, splits=splits, keep=keep, command=command).save(result_path(cell, results))
+        if find_result(cell, results) is not None:  # another process was faster
+            return cell.key, None
+        source = open_source_of(cell)
+        folder = runs / f"{cell.key}-{weights_sha256(source)[:8]}"
+        splits = _load(cell.target, source.image_policy)
+        run_cell(cell, folder, splits=splits, keep=keep, command=command).save(result_path(cell, results))
         if not keep:
-            shutil.rmtree(runs / cell.key)
-    except (ModelError, DataError, TrainingError, ValueError, OSError) as error:
+            shutil.rmtree(folder)
+    except Exception as error:  # whatever stops one cell must not stop the others
         logger.debug("%s", traceback.format_exc())
-        return cell.key, str(error)
+        return cell.key, str(error) or type(error).__name__
     return cell.key, None
 
 
@@ -96,21 +99,26 @@ def result_path(cell: Cell, results: Path) -> Path:
 
 
 def find_result(cell: Cell, results: Path) -> CellResult | None:
-    """The result of a cell; None where it was not run, or its source has other weights now, or a default another value.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
+    """The result of a cell; None where it was not run, or its file is damaged, or its source has other weights now, its target
+    other files, or a default another value. All but the first is said in a warning."""
     path = result_path(cell, results)
     if not path.exists():
         return None
-    found = CellResult.load(path)
+    try:
+        found = CellResult.load(path)
+    except ValueError as error:
+        logger.warning("%s It counts as not run.", error)
+        return None
     if not cell.agrees(found.cell):
         logger.warning("%s was run with other settings than its name stands for now; it counts as not run.", path)
         return None
     weights = _weights(cell.source)
     if weights is not None and weights != found.source["weights_sha256"]:
         logger.warning("%s was measured with other weights of %s than it has now; it counts as not run.", path, cell.source)
+        return None
+    files = files_hash(cell.target.location)
+    if files is not None and found.made.get("files") not in (None, files):
+        logger.warning("%s was run on other files than lie in %s now; it counts as not run.", path, cell.target.location)
         return None
     return found
 

@@ -24,7 +24,7 @@ from ..recipe import RecipeData
 from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION, encode
 from ..training import Schedule, TrainingArguments
 from .cell import Cell, CellResult
-from .run import run_cells
+from .run import find_result, run_cells
 
 COLOURS = (VERMILION, BLUE, ORANGE, "#009E73", "#CC79A7", GREY)
 WHOLE = "all"
@@ -49,7 +49,7 @@ class Sweep:
         training: How to train; its seed is replaced. The paper's by default. Where it has a ``cache``, cells that train the
             whole network go without.
         attacks: By name.
-        test_images: The first test images; all by default.
+        test_images: Test images, stratified; all by default.
 
     Raises:
         ValueError: On empty or wrong entries.
@@ -107,8 +107,8 @@ def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str |
     """Run what is missing of a sweep; write its table and its plots.
 
     The folder then holds ``sweep.csv`` and ``sweep.parquet`` (a row for each cell), ``epochs.csv`` (validation accuracy after
-    each validation), ``saved.csv`` (images and epochs that a source needs for the accuracy of the last one) and the plots, as
-    PNG and SVG. joblib runs the cells, in the backend of a surrounding ``joblib.parallel_config`` where there is one.
+    each validation), ``saved_images.csv`` and ``saved_epochs.csv`` (what a source needs for the accuracy of the last one) and the
+    plots, as PNG and SVG. joblib runs the cells, in the backend of a surrounding ``joblib.parallel_config`` where there is one.
 
     Args:
         sweep: What to run.
@@ -124,10 +124,14 @@ def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str |
     """
     folder = Path(folder)
     cells = sweep.cells()
-    results = run_cells(cells.values(), results=folder / "cells", runs=folder / "runs", keep=False, jobs=jobs, command=command)
-    found = {place: results[cell.key] for place, cell in cells.items() if cell.key in results}
-    table, epochs = sweep_table(found), epochs_table(found, sweep)
-    save_sweep(table, epochs, sweep.sources[-1], folder)
+    try:
+        run_cells(cells.values(), results=folder / "cells", runs=folder / "runs", keep=False, jobs=jobs, command=command)
+    finally:  # what is there is worth a table
+        results = {place: find_result(cell, folder / "cells") for place, cell in cells.items()}
+        found = {place: result for place, result in results.items() if result is not None}
+        table = sweep_table(found)
+        if len(table):
+            save_sweep(table, epochs_table(found, sweep), sweep.sources[-1], folder)
     return table
 
 
@@ -142,7 +146,8 @@ def sweep_table(found: Found) -> pd.DataFrame:
         verdicts = result.last.verdicts
         accuracies = {name: result.last.accuracy(name).accuracy for name in verdicts}
         rows.append(place | accuracies | {"test_images": len(verdicts["clean"]), "steps": result.last.step})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)  # a number may be that of all images, and so occur twice
+    return table.drop_duplicates(["source", "blocks", "num_images", "seed"], ignore_index=True) if rows else table
 
 
 def epochs_table(found: Found, sweep: Sweep) -> pd.DataFrame:
@@ -153,7 +158,8 @@ def epochs_table(found: Found, sweep: Sweep) -> pd.DataFrame:
         per_epoch = max(1, number // sweep.training.batch_size)
         place = {"source": source, "blocks": blocks, "num_images": number, "seed": seed}
         rows += [place | {"epoch": one["step"] / per_epoch, "clean": one["clean_acc"]} for one in result.validations]
-    return pd.DataFrame(rows, columns=["source", "blocks", "num_images", "seed", "epoch", "clean"])
+    table = pd.DataFrame(rows, columns=["source", "blocks", "num_images", "seed", "epoch", "clean"])
+    return table.drop_duplicates(["source", "blocks", "num_images", "seed", "epoch"], ignore_index=True)
 
 
 def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, reference: str, folder: Path) -> None:
@@ -165,7 +171,6 @@ def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, reference: str, folder
         reference: Source that differences are from.
         folder: Made where it doesn't exist.
     """
-    saved = saved_images(table, reference)
     figures = {"accuracy": against_images(table, "clean"), "difference": difference_from(table, reference, "clean")}
     figures |= {f"accuracy_{name}": against_images(table, name) for name in _attacks(table)}
     if len(epochs):
@@ -175,7 +180,8 @@ def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, reference: str, folder
         for name, figure in figures.items()
         for kind in ("png", "svg")
     }
-    tables = {"sweep": table, "epochs": epochs, "saved": saved}
+    tables = {"sweep": table, "epochs": epochs, "saved_images": saved_images(table, reference)}
+    tables["saved_epochs"] = saved_epochs(epochs, reference)
     contents |= {folder / f"{name}.csv": part.to_csv(index=False) for name, part in tables.items()}
     contents[folder / "sweep.parquet"] = table.to_parquet(index=False)
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,8 +211,40 @@ def saved_images(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source", "blocks", "num_images", "clean", "needed", "factor", "at_most"])
 
 
-def _reached(numbers: np.ndarray, accuracies: np.ndarray, wanted: float) -> tuple[float, bool]:
-    """The smallest number with which an accuracy is reached, NaN if it never is; whether a smaller one might do too."""
+def saved_epochs(epochs: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """How many epochs each source needs for the validation accuracy that the reference has after its last one.
+
+    As :func:`saved_images`, with the same number of images, interpolated linearly between validations.
+
+    Returns:
+        Rows of source, blocks, num_images, clean, epochs (of the reference), needed, factor (epochs / needed), at_most.
+    """
+    rows = []
+    means = epochs.groupby(["source", "blocks", "num_images", "epoch"])["clean"].mean()
+    places = epochs[epochs["source"] != reference].groupby(["source", "blocks", "num_images"], sort=False).groups
+    for source, blocks, number in places:
+        if (reference, blocks, number) in means.index.droplevel(3):
+            own, theirs = means[source, blocks, number], means[reference, blocks, number]
+            last, accuracy = theirs.index[-1], theirs.iloc[-1]
+            needed, at_most = _reached(own.index.to_numpy(), own.to_numpy(), accuracy, scale=np.asarray, back=float)
+            row = {"source": source, "blocks": blocks, "num_images": number, "clean": accuracy, "epochs": last, "needed": needed}
+            rows.append(row | {"factor": last / needed, "at_most": at_most})
+    return pd.DataFrame(rows, columns=["source", "blocks", "num_images", "clean", "epochs", "needed", "factor", "at_most"])
+
+
+def _reached(
+    numbers: np.ndarray,
+    accuracies: np.ndarray,
+    wanted: float,
+    scale: Callable[[np.ndarray], np.ndarray] = np.log,
+    back: Callable[[float], float] = math.exp,
+) -> tuple[float, bool]:
+    """The smallest number with which an accuracy is reached, NaN if it never is; whether a smaller one might do too.
+
+    Args:
+        scale: On which it is interpolated.
+        back: From that.
+    """
     if accuracies[0] >= wanted:
         return float(numbers[0]), True
     above = np.flatnonzero(accuracies >= wanted)
@@ -214,8 +252,8 @@ def _reached(numbers: np.ndarray, accuracies: np.ndarray, wanted: float) -> tupl
         return math.nan, False
     right = above[0]
     share = (wanted - accuracies[right - 1]) / (accuracies[right] - accuracies[right - 1])
-    low, high = np.log(numbers[right - 1 : right + 1])
-    return float(np.exp(low + share * (high - low))), False
+    low, high = scale(numbers[right - 1 : right + 1])
+    return back(float(low + share * (high - low))), False
 
 
 def _attacks(table: pd.DataFrame) -> list[str]:

@@ -190,7 +190,8 @@ def _batch_norm(plan: Plan) -> list[Table]:
             policy = BatchNormPolicy(extractor_statistics=statistics, submodel_affine=affine)  # type: ignore[arg-type]
             cells = {k: plan.cells(plan.source(source), FineTuning(num_blocks=k), bn=policy) for k in plan.cases}
             beside = _beside(plan, {8: paper} if source == "at" else {})
-            rows.append(Row(f"{statistics} statistics, {affine} affine", _by_column(plan, cells), beside))
+            label = f"{_objective(source)}: {statistics} statistics, {affine} affine"
+            rows.append(Row(label, _by_column(plan, cells), beside))
         claims = (
             Claim("reusing the source's statistics helps, affine maps trained", rows[1].label, rows[0].label),
             Claim("reusing the source's statistics helps, affine maps frozen", rows[3].label, rows[2].label),
@@ -274,26 +275,32 @@ def _self_supervised(plan: Plan) -> list[Table]:
         return Row(label, cells, dict(zip(columns, paper, strict=False)))
 
     def paper(figures: Sequence[tuple[int, int]]) -> list[str]:
-        return ["paper: {} / {}".format(*pair) for pair in figures]
+        return ["paper: {} / {}".format(*pair) for pair in figures] if _papers_data(plan) else []
 
-    first, most = plan.source(plan.pretexts[0]), max(plan.label_shares)
+    first, shares = plan.source(plan.pretexts[0]), sorted(plan.label_shares)
+    most = shares[-1]
     rows = [row("supervised, from the start", f"{UNTRAINED}{plan.network}", most, None, paper(SUPERVISED))]
-    for share in plan.label_shares:
+    for share in shares:
         rows.append(row(f"{share:.0%} of the labels", first, share, plan.probe_blocks, paper(SHARES.get(share, ()))))
     claims = (
         Claim(f"without labels first is more robust than supervised, {most:.0%} of the labels", rows[-1].label, rows[0].label),
-        Claim("more labels make it more robust", rows[-1].label, rows[1].label),
+        *([Claim("more labels make it more robust", rows[-1].label, rows[1].label)] if len(shares) > 1 else []),
     )
     tasks = []
     for task in plan.pretexts:
         found = row(task, plan.source(task), 0.3, plan.probe_blocks)
-        figure = {columns[1]: f"paper: {PRETEXTS[task]} under FGSM"} if task in PRETEXTS else {}
+        figure = {columns[1]: f"paper: {PRETEXTS[task]} under FGSM"} if task in PRETEXTS and _papers_data(plan) else {}
         tasks.append(replace(found, paper=figure))
     notes = ("Adversarial images: FGSM at 8/255, one added for each image.",)
     return [
         Table("ssl", f"Labels, after {plan.pretexts[0]}: {_title(plan)}", columns, tuple(rows), claims, notes, "FGSM"),
         Table("ssl", f"Pretext tasks, 30% of the labels: {_title(plan)}", columns, tuple(tasks), (), notes, "FGSM"),
     ]
+
+
+def _papers_data(plan: Plan) -> bool:
+    """Whether the plan is on the data of the papers' tables."""
+    return (plan.source_data, plan.target.id.rpartition("/")[2]) == ("cifar100", "cifar10")
 
 
 def _objective(source: str) -> str:
@@ -317,6 +324,8 @@ def _by_column(plan: Plan, cells: Mapping[int, tuple[Cell, ...]]) -> dict[str, t
 
 def _beside(plan: Plan, figures: Figures) -> dict[str, str]:
     """The paper's figures in the columns that they stand beside."""
+    if not _papers_data(plan):
+        return {}
     pairs = zip(plan.cases, plan.paper_cases, strict=True)
     return {f"k = {k}": _paper_text(f"paper's case {theirs}", figures[theirs]) for k, theirs in pairs if theirs in figures}
 

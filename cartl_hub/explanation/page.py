@@ -88,7 +88,7 @@ def _content(explanation: Findings) -> dict[str, Any]:
             queries: [count for count in COUNTS if count <= len(match.shares)]
             for queries, match in explanation.models[0].match.items()
         },
-        "fewest": int(np.unique(explanation.train_labels, return_counts=True)[1].min()),
+        "fewest": int(np.bincount(explanation.train_labels, minlength=len(explanation.label_names)).min()),
         "size": (height, width),
         "small": width <= SCALED_UP,
         "model_facts": _model_facts,

@@ -45,6 +45,8 @@ class SimCLR(Pretext):
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.dim))
 
     def pose(self, images, keys):
+        if len(images) * place()[1] < 2:
+            raise ValueError("expected two images or more in a batch, as SimCLR tells them apart, got 1; raise batch_size.")
         views = torch.cat([self.views(images, view_keys(keys, number)) for number in (0, 1)])
         other = torch.arange(len(views), device=views.device).roll(len(images))
         return views, place()[0] * len(views) + other
