@@ -127,6 +127,8 @@ def test_rounded_features_train_and_validation_sees_the_whole_model(wrn, data):
 class Attacking(FineTuning):
     """Says that it is natural, and is not."""
 
+    natural = True
+
     def losses(self, model, batch):
         images = batch.images.requires_grad_()
         return {"loss": model(images).square().mean()}
@@ -134,6 +136,8 @@ class Attacking(FineTuning):
 
 class Broken(FineTuning):
     """Fails in the middle of a forward pass."""
+
+    natural = True
 
     def losses(self, model, batch):
         model(batch.images)
