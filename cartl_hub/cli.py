@@ -791,6 +791,7 @@ def reproduce(
 
     from .experiments import load_plan, make_tables, run_cells, save_results
     from .experiments.run import find_result
+    from .hub import untrained_recipes
 
     chosen = load_plan(plan)
     tables = make_tables(chosen) if table is TableName.all else make_tables(chosen, [table.value])
@@ -798,9 +799,14 @@ def reproduce(
     if dry_run:
         shown = Table("cell", "state")
         shown.columns[0].no_wrap = True
+        untrained, states = untrained_recipes(), dict.fromkeys(("done", "not run", "source not trained"), 0)
         for key, cell in cells.items():
-            shown.add_row(key, "not run" if find_result(cell, plan.parent) is None else "done")
+            done = find_result(cell, plan.parent) is not None
+            state = "done" if done else "source not trained" if cell.source in untrained else "not run"
+            states[state] += 1
+            shown.add_row(key, state)
         _show(shown)
+        typer.echo(f"{len(cells)} cells: {', '.join(f'{number} {state}' for state, number in states.items())}")
         return
     try:
         if not render:

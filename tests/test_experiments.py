@@ -383,6 +383,7 @@ def test_shell(tmp_path, monkeypatch):
     listed = CliRunner().invoke(app, ["reproduce", "cases", *options, "--dry-run"], terminal_width=200)
     assert listed.exit_code == 0
     assert "nothing.fdm4_toy-neft4-b-seed0-" in listed.output
+    assert "2 cells: 0 done, 2 not run, 0 source not trained" in listed.output
     failed = CliRunner().invoke(app, ["reproduce", "cases", *options])
     assert isinstance(failed.exception, ExperimentError)
     assert "2 of 2 cells failed" in str(failed.exception)
