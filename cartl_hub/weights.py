@@ -1,6 +1,7 @@
 """Weights as the bytes of a file, and their hash."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from safetensors.torch import save as serialise
@@ -48,3 +49,12 @@ def weights_bytes(model: Classifier) -> bytes:
 def weights_sha256(model: Classifier) -> str:
     """Of ``model.safetensors``, as a report names the weights that it is about."""
     return hashlib.sha256(weights_bytes(model)).hexdigest()
+
+
+def content_hash(tensors: Mapping[str, Tensor], record: str = "") -> str:
+    """Of names, types, shapes and values, and of a record that goes with them; whatever the order, device and layout."""
+    digest = hashlib.sha256(record.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

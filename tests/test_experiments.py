@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from cartl_hub.experiments import (
 )
 from cartl_hub.experiments import cell as cell_module
 from cartl_hub.experiments import run as run_module
-from cartl_hub.experiments.cell import WORST, Measured
+from cartl_hub.experiments.cell import WORST, Measured, code_commit
 from cartl_hub.experiments.results import Point, area_under, claim_text, differences, pareto_front, render_results
 from cartl_hub.experiments.run import find_result, result_path
 from cartl_hub.experiments.sweep import against_images, difference_from, saved_epochs, saved_images
@@ -124,6 +125,21 @@ def test_verdicts_survive_their_file():
         Measured.from_json(content)
     with pytest.raises(ValueError, match="expected a worst case"):
         Measured.from_json(Measured(7, {"clean": verdict, "PGD-20": ~verdict & False, WORST: verdict}).to_json())
+
+
+def test_commit_says_whether_the_code_has_changed(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True)
+
+    assert code_commit(tmp_path) is None
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("1\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    clean = code_commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "code.py").write_text("2\n")
+    assert code_commit(tmp_path) == f"{clean}+"
 
 
 def test_run(make_cell, tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ A folder holds ``identity.json``, which says what is evaluated, one safetensors 
 JSON file for each finished check. All processes of an evaluation share it.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ..files import write_file
 from ..processes import gather, place
+from ..weights import content_hash
 from .verdict import NEIGHBOUR_CHANGE
 
 logger = logging.getLogger(__name__)
@@ -150,11 +150,7 @@ def _read(path: Path) -> Entry:
 
 def _digest(figures: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Hash of what an entry or a check says."""
-    digest = hashlib.sha256(json.dumps(figures, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().numpy())  # type: ignore[arg-type]
-    return digest.hexdigest()
+    return content_hash(tensors, json.dumps(figures, sort_keys=True))
 
 
 def _verify(stated: str | None, found: str) -> None:

@@ -9,14 +9,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import __version__
 from ..attacks import APGDT, PGD, Attack
 from ..batchnorm import BatchNormPolicy
 from ..config import to_dict
@@ -171,7 +169,8 @@ class CellResult:
         source: Id, weights' hash and training method of the source.
         data: Number and index hash of the training images, of the validation images and of the test images.
         validations: Step and accuracies on validation images.
-        made: Command, commit, hardware, precision, durations in seconds, versions, date.
+        made: Command, commit, hash of the target's files, hardware, precision and seconds of training, and the environment of the
+            evaluation of the last weights: versions, hardware, seconds, date.
     """
 
     cell: dict[str, Any]
@@ -266,15 +265,12 @@ def run_cell(
         validations=[asdict(found) for found in result.validations],
         made={
             "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "commit": _commit(),
+            "commit": code_commit(),
             "files": files_hash(target.location),
             "device": result.device,
             "precision": result.precision,
             "training_seconds": round(result.seconds, 1),
-            "evaluation_seconds": report.environment["seconds"],
-            "cartl_hub": __version__,
-            "torch": str(torch.__version__),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "evaluation": report.environment,
         },
     )
 
@@ -330,14 +326,14 @@ def _agree(there: Any, here: Any) -> bool:
     return there == here
 
 
-def _commit() -> str | None:
-    """Of the checkout that this package runs from, with "+" where its code has changes; None outside of one."""
-    git = ["git", "-C", str(Path(__file__).parents[1])]
+def code_commit(folder: Path = Path(__file__).parents[1]) -> str | None:
+    """Commit of the checkout that a folder of code lies in, with "+" where files of it have changed; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", "..", ":!*.json", ":!*.md"], capture_output=True, text=True
-        )
+        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "--", "."))
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + "+" * bool(changed)

@@ -90,20 +90,11 @@ class Plan:
     num_images: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("cases", "sources", "seeds", "betas", "fdm_weights", "lwf_weights", "label_shares"):
+        needed = ("cases", "sources", "seeds", "betas", "fdm_weights", "lwf_weights", "label_shares")
+        for name in needed:
             if not getattr(self, name):
                 raise ValueError(f"expected at least one entry in {name}, got none.")
-        for name in (
-            "cases",
-            "sources",
-            "seeds",
-            "betas",
-            "fdm_weights",
-            "lwf_weights",
-            "label_shares",
-            "data_sizes",
-            "pretexts",
-        ):
+        for name in (*needed, "data_sizes", "pretexts"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"expected different entries in {name}, got {values}.")

@@ -27,8 +27,9 @@ from ..data import Data, ImageData
 from ..files import remove_stale
 from ..methods import Method
 from ..models import Classifier
+from ..weights import content_hash
 from .arguments import FeatureCache
-from .checkpoint import TrainingError, content_hash
+from .checkpoint import TrainingError
 
 NOT_CACHED = "Train with cache=None."
 TOLERANCE = 1e-3  # of the features' spread: other kernels for another batch, not another function

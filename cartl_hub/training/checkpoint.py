@@ -1,6 +1,5 @@
 """Checkpoints that are whole, and one run in a folder at a time."""
 
-import hashlib
 import json
 import logging
 import os
@@ -15,10 +14,11 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ..weights import content_hash
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,6 @@ def locked(path: Path) -> Iterator[None]:
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
         yield
-
-
-def content_hash(tensors: Mapping[str, Tensor], record: str = "") -> str:
-    digest = hashlib.sha256(record.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

@@ -31,9 +31,10 @@ from ..methods.method import Images
 from ..models import Classifier
 from ..randomness import image_keys, step_seed
 from ..spectral import plain_state_dict
+from ..weights import content_hash
 from .arguments import TrainingArguments
 from .cache import CachedFeatures, FrozenPrefix, cached_features, check_cache
-from .checkpoint import BEST, CHECKPOINT, TrainingError, content_hash, locked, read_checkpoint, under, write_checkpoint
+from .checkpoint import BEST, CHECKPOINT, TrainingError, locked, read_checkpoint, under, write_checkpoint
 from .result import Result, Validation
 
 logger = logging.getLogger(__name__)
