@@ -508,6 +508,10 @@ def test_sweep_plots():
     table = pd.DataFrame(rows)
     figure = against_images(table, "clean")
     assert [axes.get_title() for axes in figure.axes] == ["classifier", "all blocks"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["100", "200"]
+    for band in figure.axes[0].collections:  # of two seeds an interval can be wider than all accuracies
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert 0 <= heights.min() <= heights.max() <= 100
     first = figure.axes[0].get_lines()[0]
     chosen = table[(table["source"] == "robust") & (table["blocks"] == "0")]
     assert np.allclose(first.get_ydata(), 100 * chosen.groupby("num_images")["clean"].mean())

@@ -156,11 +156,13 @@ def scatter(found: Sequence[Point]) -> Figure:
     )
     for point in front:
         place = (100 * point.clean, 100 * point.robust)
-        axes.annotate(point.label, place, xytext=(5, 5), textcoords="offset points", fontsize=7, color=GREY)
+        left = point.clean < (front[0].clean + front[-1].clean) / 2  # labels stay inside
+        offset, side = ((5, 5), "left") if left else ((-5, 5), "right")
+        axes.annotate(point.label, place, xytext=offset, textcoords="offset points", ha=side, fontsize=7, color=GREY)
     axes.set_xlabel("clean accuracy, %")
     axes.set_ylabel(f"accuracy under {ATTACK}, %")
     axes.grid()
-    axes.legend(frameon=False, loc="upper right")
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
     axes.margins(0.12)
     return figure
 

@@ -289,7 +289,7 @@ def difference_from(table: pd.DataFrame, reference: str, measure: str) -> Figure
         for source, colour in _coloured(table):
             rows = part[(part["source"] == source) & part[measure].notna()]
             if len(rows):
-                _band(axes, rows.groupby("num_images")[measure], source, colour)
+                _band(axes, rows.groupby("num_images")[measure], source, colour, bounds=(-100, 100))
 
     return _panels(
         paired if len(paired) else table, draw, "target images", f"accuracy minus that from\n{reference}, points", log=True
@@ -318,20 +318,26 @@ def _panels(
         axes.set_title({"0": "classifier", "1": "1 block", WHOLE: "all blocks"}.get(blocks, f"{blocks} blocks"), fontsize=10)
         axes.set_xlabel(horizontal)
         axes.grid(axis="y")
-        if log:
+        if log:  # the numbers that were measured stand at the axis: matplotlib's own labels of a log axis are formulas
             axes.set_xscale("log")
+            numbers = sorted(set(table["num_images"]))
+            axes.set_xticks(numbers, [f"{number:,}" for number in numbers], rotation=45, ha="right")
+            axes.minorticks_off()
     figure.axes[0].set_ylabel(vertical)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
-def _band(axes: Axes, groups: "pd.core.groupby.SeriesGroupBy", label: str, colour: str) -> None:
-    """Means in percent, with the 95% interval of Student's t over seeds where there are several."""
+def _band(
+    axes: Axes, groups: "pd.core.groupby.SeriesGroupBy", label: str, colour: str, bounds: tuple[float, float] = (0, 100)
+) -> None:
+    """Means in percent, with the 95% interval of Student's t over seeds where there are several, cut off at the bounds."""
     number, mean = groups.count(), 100 * groups.mean()
     half = 100 * groups.std() / np.sqrt(number) * stats.t.ppf(0.975, np.maximum(number - 1, 1))
     axes.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, linewidth=1.5, label=label)
-    axes.fill_between(mean.index, mean - half.fillna(0), mean + half.fillna(0), color=colour, alpha=0.2, linewidth=0)
+    low, high = mean - half.fillna(0), mean + half.fillna(0)
+    axes.fill_between(mean.index, low.clip(*bounds), high.clip(*bounds), color=colour, alpha=0.2, linewidth=0)
 
 
 def _coloured(table: pd.DataFrame) -> Sequence[tuple[str, str]]:
