@@ -830,8 +830,12 @@ def sweep(
     ] = "100,200,400,800,1600,3200,6400",
     seeds: Annotated[str, typer.Option(help="Of images, classifier and training.")] = "0,1,2",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 150,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 128,
     lr: Annotated[float, typer.Option(help="Learning rate; a tenth of it after each third.")] = 0.1,
     validate_every: Annotated[int, typer.Option(min=1, help="Epochs between points of the curve against epochs.")] = 10,
+    attack: Annotated[
+        bool, typer.Option("--attack/--clean-only", help="Measure accuracy under PGD-20 too, which takes most of the time.")
+    ] = True,
     test_images: Annotated[
         int | None, typer.Option(min=1, help="Test images that are measured, stratified; by default all.")
     ] = None,
@@ -859,6 +863,7 @@ def sweep(
     training = replace(
         wanted.training,
         epochs=epochs,
+        batch_size=batch_size,
         lr=lr,
         validate_every=validate_every,
         augmentation=Augmentation(flip=flip) if augment else None,
@@ -870,6 +875,7 @@ def sweep(
         num_images=_counts("--num-images", num_images),
         seeds=tuple(_seed(seed) for seed in _counts("--seeds", seeds)),
         training=training,
+        attacks=wanted.attacks if attack else {},
         test_images=test_images,
     )
     table = run_sweep(chosen, output, jobs=jobs, command=_command())

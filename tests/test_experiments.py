@@ -162,6 +162,16 @@ def test_run(make_cell, tmp_path, monkeypatch):
     assert again[cell.key].to_json() == found.to_json()
 
 
+def test_clean_accuracy_alone(make_cell, tmp_path):
+    cell = make_cell(training=replace(TRAINING, epochs=2))
+    attacked, clean = run_cells([cell, replace(cell, attacks={})], results=tmp_path / "r", runs=tmp_path / "runs").values()
+    assert list(clean.last.verdicts) == ["clean"]
+    assert np.array_equal(clean.last.verdicts["clean"], attacked.last.verdicts["clean"])
+    assert clean.last.accuracy("clean").correct > 0
+    read = CellResult.load(tmp_path / "r" / f"{replace(cell, attacks={}).key}.json")
+    assert np.array_equal(read.last.verdicts["clean"], clean.last.verdicts["clean"])
+
+
 def test_best_weights_are_measured_beside_the_last(make_cell, tmp_path, monkeypatch):
     accuracies = iter([{"clean": 0.9}, {"clean": 0.1}, {"clean": 0.2}])
     monkeypatch.setattr("cartl_hub.training.loop._Run._accuracies", lambda self, attacks: next(accuracies))

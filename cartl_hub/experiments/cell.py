@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -19,12 +20,13 @@ from ..attacks import APGDT, PGD, Attack
 from ..batchnorm import BatchNormPolicy
 from ..config import to_dict
 from ..data import ImageData
-from ..evaluation import evaluate
+from ..evaluation.clean import classified_correctly
 from ..files import write_file
 from ..finetuner import RobustFineTuner, open_source
 from ..loading import Splits, stratified_sample
 from ..methods import Method
 from ..models import Classifier, create_model
+from ..processes import environment
 from ..ranges import check_whole
 from ..recipe import RecipeData
 from ..report import Accuracy, Report
@@ -57,7 +59,7 @@ class Cell:
         method: Transfer method.
         bn: Batch-norm policy.
         training: How to train; its seed is the cell's. Not with ``load_best``: last and best weights are measured apart.
-        attacks: By name.
+        attacks: By name; with none, clean accuracy alone is measured.
         num_images: Test images, stratified, the same in every cell; all by default.
         best: Measure the best weights by validation too, where there was more than one validation.
 
@@ -153,7 +155,8 @@ class Measured:
                     f"expected {content['correct'][name]} correct verdicts for {name}, as the count says, got "
                     f"{int(verdicts[name].sum())}; run the cell again."
                 )
-        if any((verdicts[WORST] & ~verdict).any() for verdict in (verdicts["clean"], *verdicts.values())):
+        worst = verdicts.get(WORST, verdicts["clean"])
+        if any((worst & ~verdict).any() for verdict in verdicts.values()):
             raise ValueError("expected a worst case of which every image withstands every attack.")
         return cls(content["step"], verdicts)
 
@@ -241,17 +244,15 @@ def run_cell(
         tuner.splits = replace(tuner.splits, test=test.subset(stratified_sample(test.labels, cell.num_images, 0)))
     result = tuner.train()
     step = result.best.step if result.weights == "best" and result.best is not None else result.steps  # a run that overfitted
-    measured: dict[str, Any] = {"attacks": cell.attacks, "num_images": cell.num_images, "curve": None, "checks": False}
-    report = tuner.evaluate(**measured, resume=folder / "evaluation.last")
+    last, evaluated = _measure(cell, tuner, step, folder / "evaluation.last")
     if keep:
         tuner.save()
-    last, best = Measured.of(report, step), None
+    best = None
     if cell.best and result.best is not None and len(result.validations) > 1:
         best = last
         if result.best.step != step:
             tuner.model.load_state_dict(read_best(folder))
-            chosen = evaluate(tuner.model, tuner.splits.test, **measured, resume=folder / "evaluation.best")
-            best = Measured.of(chosen, result.best.step)
+            best, _ = _measure(cell, tuner, result.best.step, folder / "evaluation.best")
     splits, shown = tuner.splits, ("num_images", "index_hash", "fingerprint", "split")
     return CellResult(
         cell=cell.to_json(),
@@ -270,9 +271,20 @@ def run_cell(
             "device": result.device,
             "precision": result.precision,
             "training_seconds": round(result.seconds, 1),
-            "evaluation": report.environment,
+            "evaluation": evaluated,
         },
     )
+
+
+def _measure(cell: Cell, tuner: RobustFineTuner, step: int, resume: Path) -> tuple[Measured, dict[str, Any]]:
+    """Verdicts of the weights that the tuner holds, and with what they were computed."""
+    if cell.attacks:
+        report = tuner.evaluate(attacks=cell.attacks, num_images=cell.num_images, curve=None, checks=False, resume=resume)
+        return Measured.of(report, step), report.environment
+    begin = time.perf_counter()
+    correct = classified_correctly(tuner.model, tuner.splits.test)[: cell.num_images]
+    device = next(tuner.model.parameters()).device
+    return Measured(step, {"clean": correct}), environment(device, time.perf_counter() - begin)
 
 
 def open_source_of(cell: Cell) -> Classifier:

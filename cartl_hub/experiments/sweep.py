@@ -48,7 +48,7 @@ class Sweep:
         seeds: Of the choice of images, the classifier and training; one cell for each.
         training: How to train; its seed is replaced. The paper's by default. Where it has a ``cache``, cells that train the
             whole network go without.
-        attacks: By name.
+        attacks: By name; with none, clean accuracy alone is measured.
         test_images: Test images, stratified; all by default.
 
     Raises:
