@@ -26,11 +26,11 @@ wheel: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --upgrade uv
 
 .venv/.installed: pyproject.toml | .venv/bin/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e .
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e .
 	@touch $@
 
 .venv/.installed-test: pyproject.toml | .venv/bin/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[test]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e ".[test]"
 	@touch $@ .venv/.installed
 
 clean:
