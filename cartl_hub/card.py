@@ -276,8 +276,10 @@ def _training_lines(lineage: Mapping[str, Any]) -> list[str]:
     if lineage.get("arguments") and not result:
         lines.append("Not trained yet.")
     if result:
+        number, speed = (lineage.get("data") or {}).get("num_images"), result["images_per_second"]
+        epoch = f"{number / speed:.0f} s an epoch, " if number and speed else ""
         lines.append(
-            f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes ({result['images_per_second']:.0f} images/s, "
+            f"{result['steps']} steps in {result['seconds'] / 60:.1f} minutes ({speed:.0f} images/s, {epoch}"
             f"{result['precision']}, {result['device']}); the {result['weights']} weights"
             + (" (their moving average)" if (lineage.get("arguments") or {}).get("ema") else "")
             + "."

@@ -797,14 +797,14 @@ def reproduce(
     tables = make_tables(chosen) if table is TableName.all else make_tables(chosen, [table.value])
     cells = {cell.key: cell for part in tables for cell in part.cells if only is None or only in cell.key}
     if dry_run:
-        shown = Table("cell", "state")
+        shown = Table("cell", "method", "state")
         shown.columns[0].no_wrap = True
         untrained, states = untrained_recipes(), dict.fromkeys(("done", "not run", "source not trained"), 0)
         for key, cell in cells.items():
             done = find_result(cell, plan.parent) is not None
             state = "done" if done else "source not trained" if cell.source in untrained else "not run"
             states[state] += 1
-            shown.add_row(key, state)
+            shown.add_row(key, cell.setting, state)
         _show(shown)
         typer.echo(f"{len(cells)} cells: {', '.join(f'{number} {state}' for state, number in states.items())}")
         return

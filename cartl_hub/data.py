@@ -19,6 +19,10 @@ class DataError(ValueError):
     """Data that can't be used; the message names the row and the remedy."""
 
 
+class UnknownClassError(DataError):
+    """A label that is none of the classes that are known."""
+
+
 class Drawn(NamedTuple):
     """One batch as it lies in the data: uint8 images [B, C, H, W], labels [B], indices [B], number of the epoch."""
 

@@ -437,15 +437,15 @@ def _recipe_info(folder: Path) -> SourceInfo:
 
 
 def models_table() -> str:
-    """The bundled models, and those that only have a recipe, as a Markdown table."""
+    """The bundled models as a Markdown table, and under it the recipes whose models aren't trained yet."""
     lines = [
         "| id | architecture | parameters | trained on | method | clean | robust | MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    recipes = []
     for info in list_sources():
         if info.size is None:
-            path = f"model_cards/{info.id}/{RECIPE}"
-            lines.append(f"| [{info.id}]({path}) | {info.architecture} | | {info.data} | {info.method} | {info.where} | | |")
+            recipes.append(f"[{info.id}](model_cards/{info.id}/{RECIPE})")
             continue
         measured = [
             "not measured" if share is None else f"{100 * share:.2f} %{suffix}"
@@ -455,4 +455,6 @@ def models_table() -> str:
             f"| [{info.id}](model_cards/{info.id}/README.md) | {info.architecture} | {info.num_parameters:,} | {info.data} | "
             f"{info.method} | {' | '.join(measured)} | {info.size / 1e6:.1f} |"
         )
+    if recipes:
+        lines += ["", "Recipe only, not trained yet:", *(f"{link}," for link in recipes[:-1]), f"{recipes[-1]}."]
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Image, 
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import DataError, ImageData, StreamingData, listed
+from .data import DataError, ImageData, StreamingData, UnknownClassError, listed
 from .images import ImagePolicy, policy_to_dict, to_pil
 from .randomness import image_keys, uniform
 from .ranges import check_number, check_whole
@@ -229,9 +229,9 @@ class _Reader:
     location: str = ""
     notes: list[str] = field(default_factory=list)
 
-    def _note(self, text: str) -> None:
+    def _note(self, text: str, level: int = logging.WARNING) -> None:
         self.notes.append(text)
-        logger.warning(text)
+        logger.log(level, text)
 
     # Where it lies
 
@@ -478,7 +478,9 @@ class _Reader:
             if value not in classes:
                 own = getattr(feature, "names", ())
                 expected, got = (names, own[value]) if value in range(len(own)) else (classes, value)
-                raise DataError(f"row {row} of the {role} split: expected one of {listed(expected)} in {column!r}, got {got!r}.")
+                raise UnknownClassError(
+                    f"row {row} of the {role} split: expected one of {listed(expected)} in {column!r}, got {got!r}."
+                )
         return torch.tensor([classes[value] for value in raw])
 
     def _images(self, split: Dataset, column: str, labels: Tensor, names: tuple[str, ...], role: str) -> ImageData:
@@ -551,7 +553,8 @@ class _Reader:
             )
         chosen = kept[stratified_sample(labels[kept], number, arguments.seed)]
         self._note(
-            f"training on {number:,} of {most:,} images, stratified, seed {arguments.seed}, index hash {index_hash(chosen)}"
+            f"training on {number:,} of {most:,} images, stratified, seed {arguments.seed}, index hash {index_hash(chosen)}",
+            logging.INFO,  # as it was asked for
         )
         return chosen
 

@@ -10,7 +10,7 @@ import torch
 from .attacks import Attack
 from .card import describe_classifier, render_card
 from .config import to_dict
-from .evaluation import evaluate
+from .evaluation import default_attacks, evaluate
 from .folder import save_model
 from .images import ImagePolicy
 from .lineage import lineage
@@ -38,7 +38,7 @@ def pretrain(
         recipe: What to train.
         folder: Where the model goes.
         output_dir: Where checkpoints and logs go; by default ``runs/`` and the recipe's id.
-        attacks: For the report; those of :func:`cartl_hub.evaluate` by default.
+        attacks: For the report; :func:`cartl_hub.default_attacks` by default, in L2 for a source that was trained in L2.
         num_images: Test images of the report; all by default.
         command: That ran this, for card and report.
     """
@@ -96,7 +96,12 @@ def pretrain(
         "command": command,
         "notes": [*splits.notes, *filter(None, [describe_classifier(model.lineage)])],
     }
-    report = evaluate(model, splits.test, attacks=attacks, num_images=num_images, context=context)
+    threat = record["threat_model"]
+    if attacks is None and threat is not None and threat["norm"] == "L2":
+        attacks = default_attacks(l2_eps=threat["eps"], norm="L2")
+    report = evaluate(
+        model, splits.test, attacks=attacks, num_images=num_images, context=context, resume=output_dir / "evaluation"
+    )
     return save_model(model, folder, report=report, card=render_card(model, report=report))
 
 

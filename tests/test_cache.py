@@ -183,6 +183,8 @@ def test_choices_that_do_not_fit():
         arguments(augmentation=Augmentation(), cache=FeatureCache())
     with pytest.raises(ValueError, match=r"cache has 2 augmented views, got augmentation=None"):
         arguments(cache=FeatureCache(views=2))
+    with pytest.raises(ValueError, match="expected at most one view in the cache for each epoch, got 3 views and 2 epochs"):
+        arguments(epochs=2, augmentation=Augmentation(), cache=FeatureCache(views=3))
     with pytest.raises(ValueError, match="views must be >= 1, got 0"):
         FeatureCache(views=0)
     with pytest.raises(ValueError, match="dtype must be 'fp32' or 'bf16', got 'fp16'"):
@@ -275,7 +277,7 @@ def test_an_interrupted_run_goes_on_with_or_without_the_cache(data, tmp_path, mo
 
 def test_resuming_with_other_views_is_refused(data, tmp_path):
     def run(**changes):
-        chosen = arguments(epochs=1, augmentation=Augmentation(), **changes)
+        chosen = arguments(augmentation=Augmentation(), **changes)
         return trained(NEFT(num_blocks=1), data, chosen, output_dir=tmp_path, resume=True)
 
     run(cache=FeatureCache(views=2))

@@ -15,6 +15,7 @@ from known_models import Curved
 from PIL import Image
 from reports import NASTY, Page, make_report
 from sklearn.datasets import load_digits
+from test_finetuner import pictures
 from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -383,6 +384,10 @@ def test_what_cannot_be_explained(wrn):
     splits = toy_splits()
     with pytest.raises(ValueError, match=r"expected a model of the 3 classes of the data, got one of 5; .*--refit"):
         explain(make_model("wrn10_1", num_classes=5), splits)
+    letters = make_model("wrn10_1", num_classes=2)
+    letters.label_names = ("a", "b")
+    with pytest.raises(ValueError, match=r"expected one of 'a', 'b' in 'label', got .*--refit"):
+        explain(letters, pictures(20))
     with pytest.raises(ValueError, match="expected another name than 'wrn10_1' for a model of against"):
         explain(wrn, splits, against={"wrn10_1": wrn})
     with pytest.raises(ValueError, match=r"expected models with the same input, .* got \(\(32, 32\), 'L'\) for 'grey'"):

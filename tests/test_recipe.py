@@ -12,6 +12,7 @@ from cartl_hub import (
     FDM,
     NFGSM,
     PGD,
+    AdversarialTraining,
     DataArguments,
     Jigsaw,
     MultiTask,
@@ -112,6 +113,21 @@ def test_a_probe_is_for_methods_without_labels(toy):
     recipe = without_labels(toy, probe=TrainingArguments())
     with pytest.raises(ValueError, match="expected no probe, as FDM trains the classifier itself; leave it out"):
         replace(recipe, method=FDM(num_blocks=2))
+
+
+def test_a_source_of_l2_adversaries_is_attacked_in_l2(toy, tmp_path, monkeypatch):
+    measured = {}
+
+    def look(model, data, *, attacks, **kwargs):
+        measured.update(attacks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cartl_hub.pretraining.evaluate", look)
+    ball = PGD(eps=0.75, norm="L2", step_size=0.5, steps=1)
+    recipe = replace(without_labels(toy), method=AdversarialTraining(attack=ball))
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(recipe, tmp_path / "model", output_dir=tmp_path / "run")
+    assert {(attack.norm, attack.eps) for attack in measured.values()} == {("L2", 0.75)}
 
 
 def test_source_is_trained_measured_and_written(tmp_path):

@@ -95,6 +95,20 @@ class Cell:
         return _agree(content, self.to_json())
 
     @property
+    def setting(self) -> str:
+        """Method and batch-norm policy, with what is not default, and number of training images, for people."""
+        stated, read = _stated(self.method), self.target.read
+        both = {**stated, **_stated(self.bn)}
+        options = [f"{key}={value}" for key, value in both.items() if key != "name" and not isinstance(value, dict)]
+        number = f", {read.train_images} images" if read.train_images else f", {read.train_share:.0%}" if read.train_share else ""
+        return f"{stated['name']}({', '.join(options)}){number}"
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        return f"{self.source} -> {self.target.id.rpartition('/')[2]}: {self.setting}, seed {self.training.seed}"
+
+    @property
     def key(self) -> str:
         """Name for files: readable, and another for any other cell; an option that is added to the package changes none."""
         stated = _stated(replace(self, target=replace(self.target, local=None), training=_essential(self.training)))

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 import traceback
 from collections.abc import Iterable
 from dataclasses import replace
@@ -58,7 +59,8 @@ def run_cells(
         logger.warning("%d cells wait for sources that aren't trained yet: %s", len(waiting), ", ".join(sorted(set(waiting))))
     failed: dict[str, str] = {}
     work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(
-        joblib.delayed(_run)(cell, results, runs, keep, command) for cell in missing
+        joblib.delayed(_run)(cell, results, runs, keep, command, f"cell {number} of {len(missing)}: {cell.title}")
+        for number, cell in enumerate(missing, start=1)
     )
     with tqdm(work, total=len(missing), unit="cell", disable=jobs == 1 or not missing, dynamic_ncols=True) as finished:
         for key, error in finished:
@@ -71,8 +73,9 @@ def run_cells(
     return {key: found for key, cell in wanted.items() if (found := find_result(cell, results)) is not None}
 
 
-def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None) -> tuple[str, str | None]:
+def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None, title: str) -> tuple[str, str | None]:
     """One cell in whatever process; returns its key and what went wrong."""
+    tqdm.write(title, file=sys.stderr)
     try:
         if find_result(cell, results) is not None:  # another process was faster
             return cell.key, None

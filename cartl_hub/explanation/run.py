@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import ImageData, StreamingData
+from ..data import ImageData, StreamingData, UnknownClassError
 from ..evaluation.cascade import few_of_each_class
 from ..loading import AnyData, DataArguments, Splits, load_splits
 from ..models import Classifier
@@ -86,7 +86,10 @@ def explain(
     else:
         names = None if refit else model.label_names
         trained_on = model.lineage.get("data", {})
-        splits = load_splits(data, model.image_policy, data_arguments, label_names=names, trained_on=trained_on)
+        try:
+            splits = load_splits(data, model.image_policy, data_arguments, label_names=names, trained_on=trained_on)
+        except UnknownClassError as error:
+            raise UnknownClassError(f"{error} The model has other classes: with refit=True (--refit) it gets these.") from error
     if not refit and model.num_classes != len(splits.label_names):
         raise ValueError(
             f"expected a model of the {len(splits.label_names)} classes of the data, got one of {model.num_classes}; with "

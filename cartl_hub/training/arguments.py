@@ -174,6 +174,10 @@ class TrainingArguments:
             raise ValueError(f"augmentation must be an Augmentation or None, got {self.augmentation!r}.")
         if not isinstance(self.cache, FeatureCache | None):
             raise ValueError(f"cache must be a FeatureCache or None, got {self.cache!r}.")
+        if self.cache is not None and self.max_steps is None and (self.cache.views or 1) > self.epochs:
+            raise ValueError(
+                f"expected at most one view in the cache for each epoch, got {self.cache.views} views and {self.epochs} epochs."
+            )
         if self.cache is not None and (self.cache.views is None) != (self.augmentation is None):
             raise ValueError(
                 "cache needs the number of augmented views of each image, such as FeatureCache(views=8), got none; or use "
