@@ -34,7 +34,8 @@ from cartl_hub.experiments import run as run_module
 from cartl_hub.experiments.cell import WORST, Measured, code_commit
 from cartl_hub.experiments.results import Point, area_under, claim_text, differences, pareto_front, render_results
 from cartl_hub.experiments.run import find_result, result_path
-from cartl_hub.experiments.sweep import against_images, difference_from, saved_epochs, saved_images
+from cartl_hub.experiments.sweep import saved_epochs, saved_images
+from cartl_hub.experiments.sweep_page import _counted, _interval, against_images, difference_from
 from cartl_hub.experiments.tables import ABLATION, BATCH_NORM, CASES, NAMES
 from cartl_hub.recipe import RecipeData
 from cartl_hub.weights import weights_sha256
@@ -446,8 +447,14 @@ def test_sweep_goes_on_and_gives_the_same_table(source, target, tmp_path, monkey
     assert set(whole["num_images"]) == {4, 8}
     assert {path.name for path in (tmp_path / "sweep").iterdir()} >= {
         *("sweep.csv", "sweep.parquet", "epochs.csv", "saved_images.csv", "saved_epochs.csv"),
-        *("accuracy.png", "difference.svg", "epochs.png"),
+        *("accuracy.png", "difference.svg", "epochs.png", "README.md"),
     }
+    page = (tmp_path / "sweep" / "README.md").read_text()
+    means = whole.groupby(["source", "num_images"])["clean"].mean()
+    rows = [line for line in page.partition("## Clean accuracy, classifier")[2].splitlines() if line.startswith(f"| {source}")]
+    assert all(f"{100 * means[source, number]:.1f}" in rows[0] for number in (4, 8))
+    assert all(f"{100 * (means[source, number] - means[other, number]):+.1f}" in rows[1] for number in (4, 8))
+    assert re.search(r"ahead of \S+ at (\d) of 2 depths and numbers of images, behind at \d, and at \d", page)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sweep" / "sweep.parquet"), whole)
     epochs = pd.read_csv(tmp_path / "sweep" / "epochs.csv")
     assert sorted(set(epochs["epoch"])) == [1.0, 2.0]
@@ -504,6 +511,17 @@ def test_images_saved():
     assert saved.loc[200, "needed"] == pytest.approx(100 * 2**0.5)
     assert saved.loc[200, "factor"] == pytest.approx(2**0.5)
     assert np.isnan(saved.loc[400, "needed"])
+
+
+def test_intervals_and_verdicts_of_differences():
+    values = np.array([0.10, 0.12, 0.14])  # 12 +- 4.303 * 2 / sqrt(3)
+    assert _interval(values) == "12.0 (7.0 to 17.0)"
+    assert _interval(-values, sign="+") == "-12.0 (-17.0 to -7.0)"
+    assert _interval(values[:1], sign="+") == "+10.0"
+    assert _counted((0, 0, 0), values) == (1, 0, 0)
+    assert _counted((0, 0, 0), -values) == (0, 1, 0)
+    assert _counted((0, 0, 0), values - 0.11) == (0, 0, 1)
+    assert _counted((0, 0, 0), values[:1]) == (0, 0, 1)  # one seed decides nothing
 
 
 def test_sweep_plots():

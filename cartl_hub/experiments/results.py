@@ -188,6 +188,7 @@ def render_results(plan: Plan, folder: Path, page: Path) -> str:
         num_cells=len({cell.key for table in tables for cell in table.cells}),
         results=dict(sorted(results.items())),
         untrained=sorted(untrained),
+        sweeps=sorted(path.parent.name for path in folder.glob("*/sweep.csv")),
         front=front,
         points=found,
         area=area_under(front),

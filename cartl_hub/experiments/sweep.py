@@ -6,12 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from scipy import stats
 
 from ..attacks import PGD, Attack
 from ..batchnorm import BatchNormPolicy
@@ -21,12 +17,12 @@ from ..finetuner import open_untrained
 from ..methods import FineTuning
 from ..ranges import check_whole
 from ..recipe import RecipeData
-from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION, encode
+from ..report.plots import encode
 from ..training import Schedule, TrainingArguments
 from .cell import Cell, CellResult
 from .run import find_result, run_cells
+from .sweep_page import make_figures, render_sweep
 
-COLOURS = (VERMILION, BLUE, ORANGE, "#009E73", "#CC79A7", GREY)
 WHOLE = "all"
 
 
@@ -108,7 +104,8 @@ def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str |
 
     The folder then holds ``sweep.csv`` and ``sweep.parquet`` (a row for each cell), ``epochs.csv`` (validation accuracy after
     each validation), ``saved_images.csv`` and ``saved_epochs.csv`` (what a source needs for the accuracy of the last one) and the
-    plots, as PNG and SVG. joblib runs the cells, in the backend of a surrounding ``joblib.parallel_config`` where there is one.
+    plots, as PNG and SVG, and ``README.md``, which shows all that with paired differences. joblib runs the cells, in the backend
+    of a surrounding ``joblib.parallel_config`` where there is one.
 
     Args:
         sweep: What to run.
@@ -131,8 +128,34 @@ def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str |
         found = {place: result for place, result in results.items() if result is not None}
         table = sweep_table(found)
         if len(table):
-            save_sweep(table, epochs_table(found, sweep), sweep.sources[-1], folder)
+            save_sweep(table, epochs_table(found, sweep), sweep, list(found.values()), folder)
     return table
+
+
+def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, sweep: Sweep, results: Sequence[CellResult], folder: Path) -> None:
+    """Write tables, plots and the page.
+
+    Args:
+        table: As :func:`sweep_table` makes it.
+        epochs: As :func:`epochs_table` makes it.
+        sweep: Whose they are.
+        results: Of its cells.
+        folder: Made where it doesn't exist.
+    """
+    reference = sweep.sources[-1]
+    tables = {"sweep": table, "epochs": epochs, "saved_images": saved_images(table, reference)}
+    tables["saved_epochs"] = saved_epochs(epochs, reference)
+    figures = make_figures(table, epochs, reference)
+    contents: dict[Path, bytes | str] = {
+        folder / f"{name}.{kind}": encode(figure, kind)  # type: ignore[arg-type]
+        for name, figure in figures.items()
+        for kind in ("png", "svg")
+    }
+    contents |= {folder / f"{name}.csv": part.to_csv(index=False) for name, part in tables.items()}
+    contents[folder / "sweep.parquet"] = table.to_parquet(index=False)
+    contents[folder / "README.md"] = render_sweep(tables, figures, results, sweep.sources)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(contents)
 
 
 Found = Mapping[tuple[str, str, int | None, int], CellResult]
@@ -160,32 +183,6 @@ def epochs_table(found: Found, sweep: Sweep) -> pd.DataFrame:
         rows += [place | {"epoch": one["step"] / per_epoch, "clean": one["clean_acc"]} for one in result.validations]
     table = pd.DataFrame(rows, columns=["source", "blocks", "num_images", "seed", "epoch", "clean"])
     return table.drop_duplicates(["source", "blocks", "num_images", "seed", "epoch"], ignore_index=True)
-
-
-def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, reference: str, folder: Path) -> None:
-    """Write tables and plots.
-
-    Args:
-        table: As :func:`sweep_table` makes it.
-        epochs: As :func:`epochs_table` makes it.
-        reference: Source that differences are from.
-        folder: Made where it doesn't exist.
-    """
-    figures = {"accuracy": against_images(table, "clean"), "difference": difference_from(table, reference, "clean")}
-    figures |= {f"accuracy_{name}": against_images(table, name) for name in _attacks(table)}
-    if len(epochs):
-        figures["epochs"] = against_epochs(epochs)
-    contents: dict[Path, bytes | str] = {
-        folder / f"{name}.{kind}": encode(figure, kind)  # type: ignore[arg-type]
-        for name, figure in figures.items()
-        for kind in ("png", "svg")
-    }
-    tables = {"sweep": table, "epochs": epochs, "saved_images": saved_images(table, reference)}
-    tables["saved_epochs"] = saved_epochs(epochs, reference)
-    contents |= {folder / f"{name}.csv": part.to_csv(index=False) for name, part in tables.items()}
-    contents[folder / "sweep.parquet"] = table.to_parquet(index=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_files(contents)
 
 
 def saved_images(table: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -254,93 +251,3 @@ def _reached(
     share = (wanted - accuracies[right - 1]) / (accuracies[right] - accuracies[right - 1])
     low, high = scale(numbers[right - 1 : right + 1])
     return back(float(low + share * (high - low))), False
-
-
-def _attacks(table: pd.DataFrame) -> list[str]:
-    places = ("source", "blocks", "num_images", "seed", "clean", "worst case", "test_images", "steps")
-    return [name for name in table.columns if name not in places]
-
-
-# Plots
-
-
-@matplotlib.rc_context(STYLE)
-def against_images(table: pd.DataFrame, measure: str) -> Figure:
-    """Accuracy against the number of images, a panel for each depth, means over seeds with 95% bands."""
-
-    def draw(axes: Axes, part: pd.DataFrame) -> None:
-        for source, colour in _coloured(table):
-            _band(axes, part[part["source"] == source].groupby("num_images")[measure], source, colour)
-
-    name = "clean accuracy" if measure == "clean" else f"accuracy under {measure}"
-    return _panels(table, draw, "target images", f"{name}, %", log=True)
-
-
-@matplotlib.rc_context(STYLE)
-def difference_from(table: pd.DataFrame, reference: str, measure: str) -> Figure:
-    """Accuracy minus that of the reference with the same images, seed by seed, as :func:`against_images`."""
-    places = ["blocks", "num_images", "seed"]
-    theirs = table[table["source"] == reference].set_index(places)[measure]
-    others = table[table["source"] != reference]
-    paired = others.assign(**{measure: others[measure] - theirs.reindex(pd.MultiIndex.from_frame(others[places])).to_numpy()})
-
-    def draw(axes: Axes, part: pd.DataFrame) -> None:
-        axes.axhline(0, color=GREY, linewidth=1)
-        for source, colour in _coloured(table):
-            rows = part[(part["source"] == source) & part[measure].notna()]
-            if len(rows):
-                _band(axes, rows.groupby("num_images")[measure], source, colour, bounds=(-100, 100))
-
-    return _panels(
-        paired if len(paired) else table, draw, "target images", f"accuracy minus that from\n{reference}, points", log=True
-    )
-
-
-@matplotlib.rc_context(STYLE)
-def against_epochs(epochs: pd.DataFrame) -> Figure:
-    """Validation accuracy against the epoch with the largest number of images, as :func:`against_images`."""
-    most = epochs["num_images"].max()
-
-    def draw(axes: Axes, part: pd.DataFrame) -> None:
-        for source, colour in _coloured(epochs):
-            _band(axes, part[part["source"] == source].groupby("epoch")["clean"], source, colour)
-
-    return _panels(epochs[epochs["num_images"] == most], draw, f"epoch ({most:,} images)", "validation accuracy, %", log=False)
-
-
-def _panels(
-    table: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None], horizontal: str, vertical: str, *, log: bool
-) -> Figure:
-    depths = list(dict.fromkeys(table["blocks"]))
-    figure = Figure(figsize=(1.2 + 2.7 * len(depths), 3.6), layout="constrained")
-    for axes, blocks in zip(figure.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True):
-        draw(axes, table[table["blocks"] == blocks])
-        axes.set_title({"0": "classifier", "1": "1 block", WHOLE: "all blocks"}.get(blocks, f"{blocks} blocks"), fontsize=10)
-        axes.set_xlabel(horizontal)
-        axes.grid(axis="y")
-        if log:  # the numbers that were measured stand at the axis: matplotlib's own labels of a log axis are formulas
-            axes.set_xscale("log")
-            numbers = sorted(set(table["num_images"]))
-            axes.set_xticks(numbers, [f"{number:,}" for number in numbers], rotation=45, ha="right")
-            axes.minorticks_off()
-    figure.axes[0].set_ylabel(vertical)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
-    return figure
-
-
-def _band(
-    axes: Axes, groups: "pd.core.groupby.SeriesGroupBy", label: str, colour: str, bounds: tuple[float, float] = (0, 100)
-) -> None:
-    """Means in percent, with the 95% interval of Student's t over seeds where there are several, cut off at the bounds."""
-    number, mean = groups.count(), 100 * groups.mean()
-    half = 100 * groups.std() / np.sqrt(number) * stats.t.ppf(0.975, np.maximum(number - 1, 1))
-    axes.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, linewidth=1.5, label=label)
-    low, high = mean - half.fillna(0), mean + half.fillna(0)
-    axes.fill_between(mean.index, low.clip(*bounds), high.clip(*bounds), color=colour, alpha=0.2, linewidth=0)
-
-
-def _coloured(table: pd.DataFrame) -> Sequence[tuple[str, str]]:
-    """Each source with its colour, the same in every plot."""
-    sources = list(dict.fromkeys(table["source"]))
-    return [(source, COLOURS[place % len(COLOURS)]) for place, source in enumerate(sources)]

@@ -1,0 +1,225 @@
+"""What a sweep found, as plots and as a page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION
+from .cell import WORST, CellResult
+
+COLOURS = (VERMILION, BLUE, ORANGE, "#009E73", "#CC79A7", GREY)
+TEMPLATE = Path(__file__).with_name("sweep.md.j2")
+TITLES = {"0": "classifier", "1": "1 block", "all": "all blocks"}
+
+
+def make_figures(table: pd.DataFrame, epochs: pd.DataFrame, reference: str) -> dict[str, Figure]:
+    """All plots by name.
+
+    Args:
+        table: As :func:`cartl_hub.experiments.sweep.sweep_table` makes it.
+        epochs: As :func:`cartl_hub.experiments.sweep.epochs_table` makes it.
+        reference: Source that differences are from.
+    """
+    figures = {"accuracy": against_images(table, "clean"), "difference": difference_from(table, reference, "clean")}
+    figures |= {f"accuracy_{name}": against_images(table, name) for name in measures(table) if name != "clean"}
+    if len(epochs):
+        figures["epochs"] = against_epochs(epochs)
+    return figures
+
+
+def measures(table: pd.DataFrame) -> list[str]:
+    """Columns of accuracies: "clean" and each attack."""
+    places = ("source", "blocks", "num_images", "seed", WORST, "test_images", "steps")
+    return [name for name in table.columns if name not in places]
+
+
+# The page
+
+
+def render_sweep(
+    tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure], results: Sequence[CellResult], sources: Sequence[str]
+) -> str:
+    """Means and paired differences over seeds with 95% intervals of Student's t, what is saved, and how it was made.
+
+    Args:
+        tables: "sweep", "saved_images" and "saved_epochs", as the sweep writes them.
+        figures: By name.
+        results: Of the cells.
+        sources: In order; differences are from the last one.
+    """
+    table, reference = tables["sweep"], sources[-1]
+    sections, counts = [], dict.fromkeys(((source, measure) for source in sources[:-1] for measure in measures(table)), (0, 0, 0))
+    for measure in measures(table):
+        for blocks in dict.fromkeys(table["blocks"]):
+            part = table[table["blocks"] == blocks]
+            columns = sorted(set(part["num_images"]))
+            rows = []
+            for source in sources:
+                groups = part[part["source"] == source].groupby("num_images")[measure]
+                rows.append((source, [_interval(groups.get_group(n)) if n in groups.groups else "not run" for n in columns]))
+            for source in sources[:-1]:
+                differences = _paired(part, source, reference, measure)
+                entries = []
+                for n in columns:
+                    found = differences[n] if n in differences else np.array([])
+                    entries.append(_interval(found, sign="+") if len(found) else "not run")
+                    counts[source, measure] = _counted(counts[source, measure], found)
+                rows.append((f"{source} minus {reference}", entries))
+            sections.append((f"{'clean' if measure == 'clean' else measure} accuracy, {_title(blocks)}", columns, rows))
+    made = [result.made for result in results]
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        target=results[0].cell["target"]["id"],
+        training=results[0].cell["training"],
+        sources=sources,
+        reference=reference,
+        sections=sections,
+        counts=counts,
+        figures=list(figures),
+        saved={name: _best(tables[f"saved_{name}"]) for name in ("images", "epochs")},
+        num_cells=len(table),
+        seeds=sorted(set(table["seed"])),
+        test_images=sorted(set(table["test_images"])),
+        made={name: sorted({str(one[name]) for one in made}) for name in ("command", "device", "precision", "commit")},
+        title=_title,
+    )
+    return text.rstrip() + "\n"
+
+
+def _title(blocks: str) -> str:
+    return TITLES.get(blocks, f"{blocks} blocks")
+
+
+def _paired(part: pd.DataFrame, source: str, reference: str, measure: str) -> dict[int, np.ndarray]:
+    """Differences seed by seed, of the seeds that both were run with, by number of images."""
+    places = ["num_images", "seed"]
+    ours, theirs = (part[part["source"] == name].set_index(places)[measure] for name in (source, reference))
+    paired = (ours - theirs).dropna()
+    return {int(number): group.to_numpy() for number, group in paired.groupby(level="num_images")}
+
+
+def _bounds(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and its 95% interval by Student's t, in percent; the interval of one value is endless."""
+    mean, number = 100 * float(np.mean(values)), len(values)
+    if number < 2:
+        return mean, -np.inf, np.inf
+    half = 100 * float(np.std(values, ddof=1)) / np.sqrt(number) * float(stats.t.ppf(0.975, number - 1))
+    return mean, mean - half, mean + half
+
+
+def _interval(values: "pd.Series | np.ndarray", sign: str = "") -> str:
+    mean, low, high = _bounds(np.asarray(values))
+    return f"{mean:{sign}.1f}" + (f" ({low:{sign}.1f} to {high:{sign}.1f})" if np.isfinite(low) else "")
+
+
+def _counted(counts: tuple[int, int, int], differences: np.ndarray) -> tuple[int, int, int]:
+    """Ahead, behind, and undecided."""
+    if not len(differences):
+        return counts
+    ahead, behind, undecided = counts
+    _, low, high = _bounds(differences)
+    return (
+        (ahead + 1, behind, undecided)
+        if low > 0
+        else (ahead, behind + 1, undecided)
+        if high < 0
+        else (ahead, behind, undecided + 1)
+    )
+
+
+def _best(saved: pd.DataFrame) -> dict[str, dict]:
+    """Row of the largest saving for each source; none where it never reaches the reference."""
+    reached = saved.dropna(subset=["factor"])
+    return {str(source): part.loc[part["factor"].idxmax()].to_dict() for source, part in reached.groupby("source", sort=False)}
+
+
+# Plots
+
+
+@matplotlib.rc_context(STYLE)
+def against_images(table: pd.DataFrame, measure: str) -> Figure:
+    """Accuracy against the number of images, a panel for each depth, means over seeds with 95% bands."""
+
+    def draw(axes: Axes, part: pd.DataFrame) -> None:
+        for source, colour in _coloured(table):
+            _band(axes, part[part["source"] == source].groupby("num_images")[measure], source, colour)
+
+    name = "clean accuracy" if measure == "clean" else f"accuracy under {measure}"
+    return _panels(table, draw, "target images", f"{name}, %", log=True)
+
+
+@matplotlib.rc_context(STYLE)
+def difference_from(table: pd.DataFrame, reference: str, measure: str) -> Figure:
+    """Accuracy minus that of the reference with the same images, seed by seed, as :func:`against_images`."""
+    places = ["blocks", "num_images", "seed"]
+    theirs = table[table["source"] == reference].set_index(places)[measure]
+    others = table[table["source"] != reference]
+    paired = others.assign(**{measure: others[measure] - theirs.reindex(pd.MultiIndex.from_frame(others[places])).to_numpy()})
+
+    def draw(axes: Axes, part: pd.DataFrame) -> None:
+        axes.axhline(0, color=GREY, linewidth=1)
+        for source, colour in _coloured(table):
+            rows = part[(part["source"] == source) & part[measure].notna()]
+            if len(rows):
+                _band(axes, rows.groupby("num_images")[measure], source, colour, bounds=(-100, 100))
+
+    return _panels(
+        paired if len(paired) else table, draw, "target images", f"accuracy minus that from\n{reference}, points", log=True
+    )
+
+
+@matplotlib.rc_context(STYLE)
+def against_epochs(epochs: pd.DataFrame) -> Figure:
+    """Validation accuracy against the epoch with the largest number of images, as :func:`against_images`."""
+    most = epochs["num_images"].max()
+
+    def draw(axes: Axes, part: pd.DataFrame) -> None:
+        for source, colour in _coloured(epochs):
+            _band(axes, part[part["source"] == source].groupby("epoch")["clean"], source, colour)
+
+    return _panels(epochs[epochs["num_images"] == most], draw, f"epoch ({most:,} images)", "validation accuracy, %", log=False)
+
+
+def _panels(
+    table: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None], horizontal: str, vertical: str, *, log: bool
+) -> Figure:
+    depths = list(dict.fromkeys(table["blocks"]))
+    figure = Figure(figsize=(1.2 + 2.7 * len(depths), 3.6), layout="constrained")
+    for axes, blocks in zip(figure.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True):
+        draw(axes, table[table["blocks"] == blocks])
+        axes.set_title(_title(blocks), fontsize=10)
+        axes.set_xlabel(horizontal)
+        axes.grid(axis="y")
+        if log:  # the numbers that were measured stand at the axis: matplotlib's own labels of a log axis are formulas
+            axes.set_xscale("log")
+            numbers = sorted(set(table["num_images"]))
+            axes.set_xticks(numbers, [f"{number:,}" for number in numbers], rotation=45, ha="right")
+            axes.minorticks_off()
+    figure.axes[0].set_ylabel(vertical)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _band(
+    axes: Axes, groups: "pd.core.groupby.SeriesGroupBy", label: str, colour: str, bounds: tuple[float, float] = (0, 100)
+) -> None:
+    """Means in percent, with the 95% interval of Student's t over seeds where there are several, cut off at the bounds."""
+    number, mean = groups.count(), 100 * groups.mean()
+    half = 100 * groups.std() / np.sqrt(number) * stats.t.ppf(0.975, np.maximum(number - 1, 1))
+    axes.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, linewidth=1.5, label=label)
+    low, high = mean - half.fillna(0), mean + half.fillna(0)
+    axes.fill_between(mean.index, low.clip(*bounds), high.clip(*bounds), color=colour, alpha=0.2, linewidth=0)
+
+
+def _coloured(table: pd.DataFrame) -> Sequence[tuple[str, str]]:
+    """Each source with its colour, the same in every plot."""
+    sources = list(dict.fromkeys(table["source"]))
+    return [(source, COLOURS[place % len(COLOURS)]) for place, source in enumerate(sources)]
