@@ -680,8 +680,11 @@ def publish(
     epilog="Example: cartl-hub import cifar_linf_8.pt --to models/resnet50.robustness_cifar10 --norm Linf --eps 8/255",
 )
 def import_(
-    checkpoint: Annotated[str, typer.Argument(help="File, or org/name/FILE on the Hub.")],
-    to: Annotated[Path, typer.Option(help="Model folder; its name becomes the model's.")],
+    context: typer.Context,
+    checkpoint: Annotated[str, typer.Argument(help="File, or org/name/FILE on the Hub, or a recipe that names one, a .yaml.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Model folder; its name becomes the model's. Of a recipe by default models/ and its id.")
+    ] = None,
     format: Annotated[CheckpointFormat, typer.Option(help="What made it.")] = CheckpointFormat.auto,
     architecture: Annotated[str | None, typer.Option(help="timm's name; found from the shapes where they show it.")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="Checked.")] = None,
@@ -707,28 +710,42 @@ def import_(
     from . import import_checkpoint, save_model
     from .card import render_card
     from .hub import find_checkpoint
+    from .recipe import load_import_recipe
 
+    arguments: dict[str, Any] = {
+        "format": format.value,
+        "architecture": architecture,
+        "model_args": _model_args(model_arg or []),
+        "num_classes": num_classes,
+        "mean": _numbers(mean),
+        "std": _numbers(std),
+        "input_size": input_size,
+        "label_names": _lines(labels),
+        "entry": entry,
+        "norm": None if norm is None else norm.value,
+        "eps": eps,
+        "licence": licence,
+        "url": url,
+    }
+    stated: dict[str, Any] = {}
+    if Path(checkpoint).suffix in (".yaml", ".yml"):
+        recipe = load_import_recipe(checkpoint)
+        if extra := [
+            name for name in context.params if name not in ("checkpoint", "to", "revision") and _is_given(context, name)
+        ]:
+            raise typer.BadParameter(
+                f"--{extra[0].replace('_', '-')} is stated by the recipe, or not needed: change {checkpoint}, or leave it out."
+            )
+        checkpoint, arguments, to = recipe.checkpoint, recipe.arguments, to or Path("models", recipe.id)
+        stated = {"title": recipe.title, "remarks": list(recipe.remarks)}
+    if to is None:
+        raise typer.BadParameter("expected a folder for the model, --to models/NAME.")
     path, origin = find_checkpoint(checkpoint, revision)
-    imported = import_checkpoint(
-        path,
-        format=format.value,
-        architecture=architecture,
-        model_args=_model_args(model_arg or []),
-        num_classes=num_classes,
-        mean=_numbers(mean),
-        std=_numbers(std),
-        input_size=input_size,
-        label_names=_lines(labels),
-        entry=entry,
-        norm=None if norm is None else norm.value,
-        eps=eps,
-        licence=licence,
-        url=url,
-    )
+    imported = import_checkpoint(path, **arguments)
     model = imported.model
     _refuse_another_model(to, model.lineage["imported"]["sha256"])
     model.lineage["imported"] |= origin
-    model.lineage |= {"name": to.resolve().name, "tag": to.resolve().name.partition(".")[2]}
+    model.lineage |= {"name": to.resolve().name, "tag": to.resolve().name.partition(".")[2]} | stated
     save_model(model, to, card=render_card(model))
     typer.echo(f"{imported}\n\nModel folder: {to}\nMeasure it: cartl-hub evaluate {to} DATA")
 

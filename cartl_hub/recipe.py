@@ -9,7 +9,9 @@ import torch
 import yaml
 
 from . import attacks, methods
+from .attacks.attack import Norm
 from .batchnorm import BatchNormPolicy
+from .checkpoints import Format
 from .config import from_dict
 from .data import Augmentation
 from .loading import DataArguments
@@ -123,6 +125,63 @@ KINDS: dict[str, type] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportRecipe:
+    """A public checkpoint of another project, and all that it doesn't say of itself.
+
+    Args:
+        id: Of the model, "architecture.tag".
+        title: What it is, for its card.
+        checkpoint: File, or "org/name/FILE" on the Hub.
+        remarks: For its card, e.g. the paper.
+        format: As for :func:`cartl_hub.import_checkpoint`, like all that follow.
+        architecture: timm's name.
+        model_args: Arguments of the architecture that weights don't show.
+        num_classes: Checked.
+        mean: Of the normalisation, where the file holds none.
+        std: As ``mean``.
+        input_size: Side of the input in pixels.
+        label_names: Name of each class.
+        entry: Which entry of the file holds the weights.
+        norm: Norm of the threat model.
+        eps: Its radius, in pixel units of [0, 1].
+        licence: Of the weights.
+        url: Where they came from.
+    """
+
+    id: str
+    title: str
+    checkpoint: str
+    remarks: tuple[str, ...] = ()
+    format: Format = "auto"
+    architecture: str | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    num_classes: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: int | None = None
+    label_names: tuple[str, ...] | None = None
+    entry: str | None = None
+    norm: Norm | None = None
+    eps: float | None = None
+    licence: str | None = None
+    url: str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of :func:`cartl_hub.import_checkpoint`."""
+        return {name: value for name, value in vars(self).items() if name not in ("id", "title", "checkpoint", "remarks")}
+
+
+def load_import_recipe(path: str | Path) -> ImportRecipe:
+    """Read an import recipe.
+
+    Raises:
+        ValueError: If the file isn't one; the message names the entry.
+    """
+    return _load(Path(path), {"ImportRecipe": ImportRecipe}, "ImportRecipe")
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe.
 
@@ -130,8 +189,10 @@ def load_recipe(path: str | Path) -> Recipe:
         ValueError: If the file isn't a recipe; the message names the entry.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / RECIPE
+    return _load(path / RECIPE if path.is_dir() else path, KINDS, "Recipe")
+
+
+def _load(path: Path, kinds: dict[str, type], kind: str) -> Any:
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -139,6 +200,6 @@ def load_recipe(path: str | Path) -> Recipe:
     except yaml.YAMLError as error:
         raise ValueError(f"expected YAML in {path}: {error}") from error
     try:
-        return from_dict(content, KINDS, default="Recipe")
+        return from_dict(content, kinds, default=kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

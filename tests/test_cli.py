@@ -3,7 +3,9 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +149,40 @@ def test_import_from_a_file_and_from_the_hub(tmp_path):
         for name in ("others/robust/none.ckpt", "others/robust/../last.ckpt", "last.ckpt"):
             assert isinstance(run("import", name, "--to", tmp_path / "no").exception, ModelError)
     assert not (tmp_path / "no").exists()
+
+
+def test_import_by_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = make_model("wrn10_1", num_classes=2).backbone.state_dict()
+    torch.save({"model": weights}, tmp_path / "last.ckpt")
+    text = """
+        id: wrn10_1.at_toy
+        title: A toy.
+        checkpoint: others/robust/last.ckpt
+        remarks: [Made by others.]
+        architecture: wrn10_1
+        model_args: {negative_slope: 0}
+        mean: [0.5]
+        std: [1.0]
+        norm: L2
+        eps: 1/2
+    """
+    Path("import.yaml").write_text(textwrap.dedent(text))
+    with LocalHub() as hub, hub.client(backoff=False):
+        hub.add_repo("others/robust", {"last.ckpt": Path("last.ckpt").read_bytes()})
+        done = run("import", "import.yaml")
+        assert done.exit_code == 0, done.output
+        loaded = load_model("models/wrn10_1.at_toy")
+        assert loaded.lineage["threat_model"] == {"norm": "L2", "eps": 0.5}
+        assert loaded.lineage["imported"]["repo_id"] == "others/robust"
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.backbone.state_dict().items())
+        card = Path("models/wrn10_1.at_toy/README.md").read_text()
+        assert "A toy." in card
+        assert "Made by others." in card
+    assert "--norm is stated by the recipe" in run("import", "import.yaml", "--norm", "Linf").output
+    assert "expected a folder for the model" in run("import", "last.ckpt").output
+    Path("import.yaml").write_text("id: a\nchekpoint: b")
+    assert "(did you mean 'checkpoint'?)" in str(run("import", "import.yaml").exception)
 
 
 def test_import_leaves_other_models_alone(tmp_path):

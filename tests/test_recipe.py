@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from cartl_hub import (
     SimCLR,
     TrainingArguments,
     evaluate,
+    import_checkpoint,
     load_model,
     load_recipe,
     pretrain,
@@ -30,7 +32,7 @@ from cartl_hub.card import describe_classifier
 from cartl_hub.config import from_dict, to_dict
 from cartl_hub.files import sha256
 from cartl_hub.loading import load_splits
-from cartl_hub.recipe import KINDS, RecipeData
+from cartl_hub.recipe import KINDS, RecipeData, load_import_recipe
 from cartl_hub.training import train
 
 CARDS = Path(__file__).parent.parent / "model_cards"
@@ -43,6 +45,15 @@ def test_committed_recipes_are_recipes(path):
     assert recipe.id == path.parent.name
     assert recipe.id.startswith(recipe.architecture + ".")
     assert from_dict(to_dict(recipe), KINDS) == recipe
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*/import.yaml")), ids=lambda path: path.parent.name)
+def test_committed_import_recipes_are_import_recipes(path):
+    recipe = load_import_recipe(path)
+    assert recipe.id == path.parent.name
+    assert recipe.id.startswith(f"{recipe.architecture}.")
+    assert recipe.eps == {"L2": 3.0, "Linf": 4 / 255}[recipe.norm]
+    assert recipe.arguments.keys() == set(signature(import_checkpoint).parameters) - {"path"}
 
 
 @pytest.mark.parametrize(
