@@ -41,6 +41,7 @@ from .loading import load_splits as load_splits
 from .loading import load_test_split as load_test_split
 from .methods import FDM as FDM
 from .methods import NEFT as NEFT
+from .methods import TRADES as TRADES
 from .methods import AdversarialTraining as AdversarialTraining
 from .methods import EpsSchedule as EpsSchedule
 from .methods import FineTuning as FineTuning

@@ -13,10 +13,11 @@ from conftest import make_model
 from timm.layers import StdConv2d
 from torch import nn
 
-from cartl_hub.attacks import PGD, RFGSM, Attack
+from cartl_hub.attacks import FGSM, PGD, RFGSM, Attack
+from cartl_hub.attacks.attack import random_start
 from cartl_hub.blocks import last_blocks
 from cartl_hub.config import from_dict, to_dict
-from cartl_hub.methods import FDM, NEFT, AdversarialTraining, Batch, FineTuning, Jigsaw, LwF, MultiTask, Rotation, SimCLR
+from cartl_hub.methods import FDM, NEFT, TRADES, AdversarialTraining, Batch, FineTuning, Jigsaw, LwF, MultiTask, Rotation, SimCLR
 from cartl_hub.methods.adversarial import EpsSchedule, scaled
 from cartl_hub.methods.fdm import feature_distance
 from cartl_hub.methods.lwf import SourceFeatures
@@ -34,6 +35,7 @@ METHODS = {
     "adversarial": AdversarialTraining(attack=PGD(eps=8 / 255, step_size=4 / 255, steps=1)),
     "adversarial-2": AdversarialTraining(attack=FAST, num_blocks=2, eps_schedule=EpsSchedule(start=0.2, end=0.8)),
     "adversarial-1-added": AdversarialTraining(attack=FAST, num_blocks=1, adversarial_share=0.5),
+    "trades": TRADES(attack=FAST, num_blocks=2),
     "fdm": FDM(num_blocks=2, attack=FAST),
     "lwf": LwF(warm_start=0.0),
     "simclr": SimCLR(),
@@ -103,7 +105,7 @@ def test_options_are_json(method):
     assert from_dict(json.loads(json.dumps(to_dict(method))), KINDS) == method
 
 
-@pytest.mark.parametrize("make", [FineTuning, NEFT, FDM, AdversarialTraining])
+@pytest.mark.parametrize("make", [FineTuning, NEFT, FDM, AdversarialTraining, TRADES])
 def test_number_of_blocks_is_checked_before_the_first_step(make, wrn):
     with pytest.raises(ValueError, match=r"num_blocks must be in \[1, 5\] for this wrn10_1, got 6"):
         make(num_blocks=6).setup(wrn).__enter__()
@@ -164,6 +166,55 @@ def test_fdm_is_the_formula_with_gradients_through_both_passes(wrn, data, num_bl
     torch.testing.assert_close(losses["loss"], expected, rtol=1e-4, atol=1e-5)
     for name, parameter in wrn.backbone.named_parameters():
         torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-3, atol=1e-4)
+
+
+# TRADES
+
+
+def test_trades_is_the_formula_and_its_attack_maximises_the_divergence(wrn, data):
+    method, batch = TRADES(beta=3.0, attack=PGD(eps=0.1, step_size=0.04, steps=2)), batch_of(data)
+    with torch.no_grad():
+        target = wrn.eval()(batch.images).softmax(1)
+    adversarial = random_start(batch.images, batch.keys, 0.1, "Linf")
+    for _ in range(2):  # written out: steps up the divergence, not the cross-entropy of the labels
+        adversarial.requires_grad_()
+        divergence = (target * (target.log() - wrn(adversarial).log_softmax(1))).sum()
+        (gradient,) = torch.autograd.grad(divergence, adversarial)
+        moved = adversarial.detach() + 0.04 * gradient.sign()
+        adversarial = torch.min(torch.max(moved, batch.images - 0.1), batch.images + 0.1).clamp(0, 1)
+    state = {
+        name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in wrn.backbone.state_dict().items()
+    }
+
+    def forward(images):
+        return by_hand.wide_resnet(state, (images - wrn.mean) / wrn.std, 10, training=True)[0]
+
+    logits, shifted = forward(batch.images), forward(adversarial)
+    probabilities = logits.softmax(1)
+    divergence = (probabilities * (probabilities.log() - shifted.log_softmax(1))).sum(1).mean()
+    expected = F.cross_entropy(logits, batch.labels) + 3.0 * divergence
+    expected.backward()
+    losses = method.losses(wrn.train(), batch)
+    losses["loss"].backward()
+    assert divergence > 1e-3
+    torch.testing.assert_close(losses["divergence"], divergence, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(losses["loss"], expected, rtol=1e-4, atol=1e-5)
+    for name, parameter in wrn.backbone.named_parameters():
+        torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 0}, "beta must be > 0"),
+        ({"attack": FGSM(eps=0.1)}, r"expected PGD, RFGSM or NFGSM with a random start for TRADES, got FGSM"),
+        ({"attack": PGD(eps=0.1, step_size=0.1, steps=1, random_start=False)}, "with a random start"),
+        ({"attack": PGD(eps=0.1, step_size=0.1, steps=1, loss="dlr")}, "expected an attack with loss='ce'"),
+    ],
+)
+def test_trades_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        TRADES(**options)
 
 
 # LwF
@@ -386,7 +437,7 @@ def test_neft_out_of_range(options, message):
         (lambda: AdversarialTraining(eps_schedule=0.5), "eps_schedule must be an EpsSchedule, got 0.5"),
         *(
             (partial(kind, num_blocks=1.5), "num_blocks must be a whole number")
-            for kind in (FineTuning, NEFT, FDM, AdversarialTraining)
+            for kind in (FineTuning, NEFT, FDM, AdversarialTraining, TRADES)
         ),
     ],
 )

@@ -11,4 +11,5 @@ from .neft import NEFT as NEFT
 from .pretext import Pretext as Pretext
 from .rotation import Rotation as Rotation
 from .simclr import SimCLR as SimCLR
+from .trades import TRADES as TRADES
 from .views import Views as Views
