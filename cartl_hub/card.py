@@ -63,6 +63,15 @@ CITATIONS: tuple[tuple[tuple[str, ...], str], ...] = (
 }""",
     ),
     (
+        ("TRADES",),
+        """@inproceedings{zhang2019theoretically,
+  title     = {Theoretically Principled Trade-off between Robustness and Accuracy},
+  author    = {Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric P. and El Ghaoui, Laurent and Jordan, Michael I.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2019}
+}""",
+    ),
+    (
         ("AdversarialTraining", "FDM"),
         """@inproceedings{madry2018towards,
   title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
