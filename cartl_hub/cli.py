@@ -728,7 +728,7 @@ def import_(
         "url": url,
     }
     stated: dict[str, Any] = {}
-    if Path(checkpoint).suffix in (".yaml", ".yml"):
+    if Path(checkpoint).suffix in (".yaml", ".yml") or Path(checkpoint).is_dir():
         recipe = load_import_recipe(checkpoint)
         if extra := [
             name for name in context.params if name not in ("checkpoint", "to", "revision") and _is_given(context, name)
@@ -807,20 +807,22 @@ def reproduce(
     from rich.table import Table
 
     from .experiments import load_plan, make_tables, run_cells, save_results
-    from .experiments.run import find_result
+    from .experiments.run import find_result, problem
     from .hub import untrained_recipes
 
     chosen = load_plan(plan)
     tables = make_tables(chosen) if table is TableName.all else make_tables(chosen, [table.value])
     cells = {cell.key: cell for part in tables for cell in part.cells if only is None or only in cell.key}
+    if not cells:
+        raise typer.BadParameter(f"expected a part of a cell's name for --only, got {only!r}, which is in none; see --dry-run.")
     if dry_run:
         shown = Table("cell", "method", "state")
         shown.columns[0].no_wrap = True
         untrained, states = untrained_recipes(), dict.fromkeys(("done", "not run", "source not trained"), 0)
         for key, cell in cells.items():
             done = find_result(cell, plan.parent) is not None
-            state = "done" if done else "source not trained" if cell.source in untrained else "not run"
-            states[state] += 1
+            state = "done" if done else "source not trained" if cell.source in untrained else problem(cell) or "not run"
+            states[state] = states.get(state, 0) + 1
             shown.add_row(key, cell.setting, state)
         _show(shown)
         typer.echo(f"{len(cells)} cells: {', '.join(f'{number} {state}' for state, number in states.items())}")
@@ -876,7 +878,9 @@ def sweep(
     from .recipe import RecipeData
     from .training import FeatureCache
 
-    wanted = Sweep(sources=tuple(sources), target=RecipeData(id=data_id or data, local=data))
+    wanted = Sweep(
+        sources=tuple(sources), target=RecipeData(id=data_id or (Path(data).name if Path(data).exists() else data), local=data)
+    )
     training = replace(
         wanted.training,
         epochs=epochs,

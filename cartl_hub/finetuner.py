@@ -327,7 +327,10 @@ def open_untrained(name: str) -> Classifier:
     except ModelError as error:
         if name in untrained_recipes() or not timm.is_model(name):
             raise ModelError(f"{error}{_similar(name)}") from error
-        return create_model(name)
+        try:
+            return create_model(name)
+        except RuntimeError as unknown:  # timm's, of a tag that the architecture lacks
+            raise ModelError(f"{error}{_similar(name)}") from unknown
     return build_model(read_config(folder))
 
 

@@ -10,6 +10,7 @@ import torch
 from .attacks import Attack
 from .card import describe_classifier, render_card
 from .config import to_dict
+from .data import DataError
 from .evaluation import default_attacks, evaluate
 from .folder import save_model
 from .images import ImagePolicy
@@ -45,7 +46,12 @@ def pretrain(
     output_dir = Path(output_dir) if output_dir is not None else Path("runs") / recipe.id
     data_arguments = recipe.data.read
     policy = ImagePolicy(size=_input_size(recipe), mode="L" if len(recipe.mean) == 1 else "RGB")
-    splits = load_splits(recipe.data.location, policy, data_arguments)
+    try:
+        splits = load_splits(recipe.data.location, policy, data_arguments)
+    except DataError as error:
+        if recipe.data.local is None or recipe.data.location == recipe.data.local:
+            raise
+        raise DataError(f"{error} The recipe's local copy, {recipe.data.local!r}, does not exist here.") from error
     if recipe.probe is not None:
         recipe.probe.num_steps(splits.train)  # what can't be counted is an error before the long training
     model = recipe.create_model(len(splits.label_names))

@@ -1,6 +1,7 @@
 """Recipes: what a source model is made from, in one YAML file that makes it again."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from inspect import isabstract
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from .methods.adversarial import EpsSchedule
 from .models import Classifier, create_model
 from .training import FeatureCache, Schedule, TrainingArguments
 
-RECIPE = "recipe.yaml"
+RECIPE, IMPORT = "recipe.yaml", "import.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ class ImportRecipe:
     Args:
         id: Of the model, "architecture.tag".
         title: What it is, for its card.
-        checkpoint: File, or "org/name/FILE" on the Hub.
+        checkpoint: File beside the recipe or in the working directory, or "org/name/FILE" on the Hub.
         remarks: For its card, e.g. the paper.
         format: As for :func:`cartl_hub.import_checkpoint`, like all that follow.
         architecture: timm's name.
@@ -167,6 +168,10 @@ class ImportRecipe:
     licence: str | None = None
     url: str | None = None
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.id):
+            raise ValueError(f"expected an id of letters, digits, '.', '-' and '_', the name of its folder; got {self.id!r}.")
+
     @property
     def arguments(self) -> dict[str, Any]:
         """Of :func:`cartl_hub.import_checkpoint`."""
@@ -176,10 +181,17 @@ class ImportRecipe:
 def load_import_recipe(path: str | Path) -> ImportRecipe:
     """Read an import recipe.
 
+    Args:
+        path: Of the file, or of the folder with an ``import.yaml``; a checkpoint that lies beside it is found there.
+
     Raises:
         ValueError: If the file isn't one; the message names the entry.
     """
-    return _load(Path(path), {"ImportRecipe": ImportRecipe}, "ImportRecipe")
+    path = Path(path)
+    path = path / IMPORT if path.is_dir() else path
+    recipe = _load(path, {"ImportRecipe": ImportRecipe}, "ImportRecipe")
+    beside = path.parent / recipe.checkpoint
+    return replace(recipe, checkpoint=str(beside)) if beside.is_file() else recipe
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -90,7 +90,7 @@ def test_main_job(photos, source, tmp_path):
 
 
 def test_cached_job(photos, source, tmp_path):
-    options = ["--num-blocks", 1, "--epochs", 1, "--batch-size", 4, "--precision", "fp32", "--num-images", 2]
+    options = ["--num-blocks", 1, "--epochs", 2, "--batch-size", 4, "--precision", "fp32", "--num-images", 2]
     result = run("finetune", source, photos, *options, "--cache", "--cache-views", 2, "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
@@ -179,8 +179,14 @@ def test_import_by_a_recipe(tmp_path, monkeypatch):
         card = Path("models/wrn10_1.at_toy/README.md").read_text()
         assert "A toy." in card
         assert "Made by others." in card
+        Path("beside").mkdir()
+        Path("beside/import.yaml").write_text(textwrap.dedent(text).replace("others/robust/last.ckpt", "own.ckpt"))
+        Path("last.ckpt").rename("beside/own.ckpt")
+        assert run("import", "beside", "--to", "models/own").exit_code == 0
     assert "--norm is stated by the recipe" in run("import", "import.yaml", "--norm", "Linf").output
     assert "expected a folder for the model" in run("import", "last.ckpt").output
+    Path("import.yaml").write_text("id: ../a\ntitle: A\ncheckpoint: b")
+    assert "expected an id of letters, digits" in str(run("import", "import.yaml").exception)
     Path("import.yaml").write_text("id: a\nchekpoint: b")
     assert "(did you mean 'checkpoint'?)" in str(run("import", "import.yaml").exception)
 

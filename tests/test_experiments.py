@@ -33,9 +33,9 @@ from cartl_hub.experiments import cell as cell_module
 from cartl_hub.experiments import run as run_module
 from cartl_hub.experiments.cell import WORST, Measured, code_commit
 from cartl_hub.experiments.results import Point, area_under, claim_text, differences, pareto_front, render_results
-from cartl_hub.experiments.run import find_result, result_path
+from cartl_hub.experiments.run import find_result, problem, result_path
 from cartl_hub.experiments.sweep import saved_epochs, saved_images
-from cartl_hub.experiments.sweep_page import _counted, _interval, against_images, difference_from
+from cartl_hub.experiments.sweep_page import _best, _counted, _interval, against_images, difference_from
 from cartl_hub.experiments.tables import ABLATION, BATCH_NORM, CASES, NAMES
 from cartl_hub.recipe import RecipeData
 from cartl_hub.weights import weights_sha256
@@ -286,9 +286,9 @@ def test_tables_have_the_papers_figures_and_the_right_sources(plan):
 
 
 def test_self_supervised_tables(plan):
-    shares, tasks = make_tables(replace(plan, pretexts=("simclr", "rotation"), label_shares=(0.1, 1.0)), ["ssl"])
+    shares, tasks = make_tables(replace(plan, pretexts=("simclr", "rotation"), label_shares=(0.1, 0.3, 1.0)), ["ssl"])
     assert shares.attack == tasks.attack == "FGSM"
-    turned = make_tables(replace(plan, pretexts=("simclr",), label_shares=(1.0, 0.1)), ["ssl"])[0]
+    turned = make_tables(replace(plan, pretexts=("simclr",), label_shares=(1.0, 0.3, 0.1)), ["ssl"])[0]
     assert [row.label for row in turned.rows] == [row.label for row in shares.rows]
     assert turned.claims == shares.claims
     assert (shares.claims[1].better, shares.claims[1].worse) == ("100% of the labels", "10% of the labels")
@@ -302,6 +302,9 @@ def test_self_supervised_tables(plan):
     assert rows["10% of the labels"].paper["adversarial images added"] == "paper: 60 / 36"
     assert tasks.rows[1].paper == {"adversarial images added": "paper: 25 under FGSM"}
     assert tasks.rows[1].cells["clean images"][0].source == "wrn34_10.rotation_cifar100"
+    whole = make_tables(replace(plan, pretexts=("rotation",), label_shares=(0.1, 1.0)), ["ssl"])[1]  # without the paper's 30 %
+    assert whole.title.startswith("Pretext tasks, 100% of the labels")
+    assert whole.rows[0].paper == {}
 
 
 def test_a_network_trained_from_the_start(make_cell, tmp_path):
@@ -410,7 +413,10 @@ def test_shell(tmp_path, monkeypatch):
     listed = CliRunner().invoke(app, ["reproduce", "cases", *options, "--dry-run"], terminal_width=200)
     assert listed.exit_code == 0
     assert "nothing.fdm4_toy-neft4-b-seed0-" in listed.output
-    assert "2 cells: 0 done, 2 not run, 0 source not trained" in listed.output
+    assert "2 cells: 0 done, 0 not run, 0 source not trained, 2 source not found" in listed.output
+    none = CliRunner().invoke(app, ["reproduce", "cases", *options[:-1], "nosuch"])
+    assert none.exit_code == 2
+    assert "'nosuch'" in none.output
     failed = CliRunner().invoke(app, ["reproduce", "cases", *options])
     assert isinstance(failed.exception, ExperimentError)
     assert "2 of 2 cells failed" in str(failed.exception)
@@ -513,11 +519,30 @@ def test_images_saved():
     assert np.isnan(saved.loc[400, "needed"])
 
 
+def test_page_of_one_source_and_of_savings(source, target, tmp_path):
+    sweep = Sweep(sources=(source,), target=target, blocks=(0,), num_images=(4,), seeds=(0, 1), training=TRAINING, attacks={})
+    run_sweep(sweep, tmp_path / "sweep")
+    page = (tmp_path / "sweep" / "README.md").read_text()
+    assert "difference" not in page.replace("saved_images", "")
+    assert "ahead" not in page
+    saved = pd.DataFrame({"source": ["a", "a"], "factor": [2.0, np.nan], "num_images": [20, 40]})
+    assert _best(saved)["a"] == {"source": "a", "factor": 2.0, "num_images": 20, "reached": 1, "places": 2}
+    assert _best(saved[1:]) == {}
+
+
+def test_dry_run_names_what_cannot_be_run(make_cell):
+    cell = make_cell()
+    assert problem(cell) is None
+    assert problem(replace(cell, source="wrn16_2.fdm9_nothing")) == "source not found"
+    assert problem(replace(cell, method=FineTuning(num_blocks=9))) == "source has 5 blocks"
+
+
 def test_intervals_and_verdicts_of_differences():
     values = np.array([0.10, 0.12, 0.14])  # 12 +- 4.303 * 2 / sqrt(3)
     assert _interval(values) == "12.0 (7.0 to 17.0)"
     assert _interval(-values, sign="+") == "-12.0 (-17.0 to -7.0)"
     assert _interval(values[:1], sign="+") == "+10.0"
+    assert _interval(np.array([0.1, 0.9])) == "50.0 (0.0 to 100.0)"
     assert _counted((0, 0, 0), values) == (1, 0, 0)
     assert _counted((0, 0, 0), -values) == (0, 1, 0)
     assert _counted((0, 0, 0), values - 0.11) == (0, 0, 1)

@@ -12,6 +12,8 @@ from pathlib import Path
 import joblib
 from tqdm.auto import tqdm
 
+from ..blocks import list_blocks
+from ..finetuner import open_untrained
 from ..folder import ModelError, read_config
 from ..hub import find_model, untrained_recipes
 from ..images import ImagePolicy
@@ -95,6 +97,24 @@ def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None,
 def _load(target: RecipeData, policy: ImagePolicy) -> Splits:
     """Read once in each process."""
     return load_splits(target.location, policy, replace(target.read, id=target.id))
+
+
+def problem(cell: Cell) -> str | None:
+    """What stands against running a cell, as far as its source and its blocks show it."""
+    depth = _depth(cell.source.removeprefix(UNTRAINED))
+    if depth is None:
+        return "source not found"
+    trained = cell.method.trained_blocks
+    return f"source has {depth} blocks" if trained is not None and trained > depth else None
+
+
+@lru_cache
+def _depth(source: str) -> int | None:
+    """Number of its blocks."""
+    try:
+        return len(list_blocks(open_untrained(source))) - 1
+    except ModelError:
+        return None
 
 
 def result_path(cell: Cell, results: Path) -> Path:

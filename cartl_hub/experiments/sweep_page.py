@@ -27,7 +27,9 @@ def make_figures(table: pd.DataFrame, epochs: pd.DataFrame, reference: str) -> d
         epochs: As :func:`cartl_hub.experiments.sweep.epochs_table` makes it.
         reference: Source that differences are from.
     """
-    figures = {"accuracy": against_images(table, "clean"), "difference": difference_from(table, reference, "clean")}
+    figures = {"accuracy": against_images(table, "clean")}
+    if set(table["source"]) != {reference}:
+        figures["difference"] = difference_from(table, reference, "clean")
     figures |= {f"accuracy_{name}": against_images(table, name) for name in measures(table) if name != "clean"}
     if len(epochs):
         figures["epochs"] = against_epochs(epochs)
@@ -116,7 +118,8 @@ def _bounds(values: np.ndarray) -> tuple[float, float, float]:
 
 def _interval(values: "pd.Series | np.ndarray", sign: str = "") -> str:
     mean, low, high = _bounds(np.asarray(values))
-    return f"{mean:{sign}.1f}" + (f" ({low:{sign}.1f} to {high:{sign}.1f})" if np.isfinite(low) else "")
+    low, high = max(low, -100 if sign else 0), min(high, 100)
+    return f"{mean:{sign}.1f}" + (f" ({low:{sign}.1f} to {high:{sign}.1f})" if len(values) > 1 else "")
 
 
 def _counted(counts: tuple[int, int, int], differences: np.ndarray) -> tuple[int, int, int]:
@@ -135,9 +138,14 @@ def _counted(counts: tuple[int, int, int], differences: np.ndarray) -> tuple[int
 
 
 def _best(saved: pd.DataFrame) -> dict[str, dict]:
-    """Row of the largest saving for each source; none where it never reaches the reference."""
-    reached = saved.dropna(subset=["factor"])
-    return {str(source): part.loc[part["factor"].idxmax()].to_dict() for source, part in reached.groupby("source", sort=False)}
+    """Row of the largest saving for each source, and how often it reaches the reference; none where it never does."""
+    best = {}
+    for source, part in saved.groupby("source", sort=False):
+        reached = part.dropna(subset=["factor"])
+        if len(reached):
+            counted = {"reached": len(reached), "places": len(part)}
+            best[str(source)] = reached.loc[reached["factor"].idxmax()].to_dict() | counted
+    return best
 
 
 # Plots

@@ -236,7 +236,8 @@ def _other_images(reference: Results, report: Results) -> str:
         if None not in stated and stated[0] != stated[1]:
             return f"measured on data with {key.replace('_', ' ')} {stated[1]} instead of {stated[0]}"
     pixels, others = reference.data.get("pixels"), report.data.get("pixels")
-    if pixels and others and pixels["shape"] == others["shape"] and pixels != others:
+    same_number = reference.num_images == report.num_images  # else the reason below is the plainer one
+    if pixels and others and same_number and pixels["shape"] == others["shape"] and pixels != others:
         return "measured on images with other pixels"
     if reference.label_names != report.label_names:
         return "measured with other classes"
