@@ -110,7 +110,9 @@ DataId = Annotated[
     str | None,
     typer.Option(help="Name of the data in report and card; by default the folder's or the Hub id.", rich_help_panel=DATA),
 ]
-NumImages = Annotated[int | None, typer.Option(min=1, help="Test images of the report; by default all.", rich_help_panel=RESULT)]
+NumImages = Annotated[
+    int | None, typer.Option(min=1, help="Test images of the report, the first ones; by default all.", rich_help_panel=RESULT)
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
 
 

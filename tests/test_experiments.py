@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -189,6 +190,24 @@ def test_one_cell_that_fails_stops_no_other(make_cell, tmp_path):
         run_cells([bad, good], results=tmp_path / "results", runs=tmp_path / "runs", keep=False)
     assert find_result(good, tmp_path / "results") is not None
     assert [folder.name[: len(bad.key)] for folder in (tmp_path / "runs").iterdir()] in ([], [bad.key])  # keep=False
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(make_cell, tmp_path, caplog):
+    cells = [make_cell(attacks={}), make_cell(attacks={}, training=replace(TRAINING, seed=1))]
+    folder = tmp_path / "runs" / f"{cells[0].key}-{weights_sha256(load_model(cells[0].source))[:8]}"
+    folder.mkdir(parents=True)
+    script = (
+        "import sys; from pathlib import Path; from cartl_hub.training import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(folder / "cell.lock")]
+    folders = {"results": tmp_path / "results", "runs": tmp_path / "runs"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        assert run_cells(cells, **folders).keys() == {cells[1].key}
+        assert "1 cells are run by another process" in caplog.text
+        other.stdin.close()
+    assert len(run_cells(cells, **folders)) == 2
 
 
 def test_what_nobody_thought_of_stops_no_other_cell(make_cell, tmp_path, monkeypatch):

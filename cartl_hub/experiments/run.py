@@ -19,6 +19,7 @@ from ..hub import find_model, untrained_recipes
 from ..images import ImagePolicy
 from ..loading import Splits, load_splits
 from ..recipe import RecipeData
+from ..training import BusyError, locked
 from ..weights import weights_sha256
 from .cell import UNTRAINED, Cell, CellResult, ExperimentError, files_hash, open_source_of, run_cell
 
@@ -37,7 +38,8 @@ def run_cells(
     """Run cells that have no result yet; each writes a file of its own when it is done.
 
     joblib runs them: on this machine in ``jobs`` processes, or wherever the backend of a surrounding
-    ``joblib.parallel_config`` runs them ("dask", "ray"); all of them must see the folders.
+    ``joblib.parallel_config`` runs them ("dask", "ray"); all of them must see the folders. Several processes may work on the same
+    folders at once: a cell that another one runs is left to it.
 
     Args:
         cells: To run; one that occurs twice runs once, one whose source is a recipe only waits.
@@ -72,7 +74,10 @@ def run_cells(
     if failed:
         listed = "\n".join(f"  {key}: {error}" for key, error in failed.items())
         raise ExperimentError(f"{len(failed)} of {len(missing)} cells failed; the others are in {results}:\n{listed}")
-    return {key: found for key, cell in wanted.items() if (found := find_result(cell, results)) is not None}
+    found = {key: result for key, cell in wanted.items() if (result := find_result(cell, results)) is not None}
+    if busy := sum(cell.key not in found for cell in missing):
+        logger.warning("%d cells are run by another process; run this again when it is done", busy)
+    return found
 
 
 def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None, title: str) -> tuple[str, str | None]:
@@ -83,10 +88,15 @@ def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None,
             return cell.key, None
         source = open_source_of(cell)
         folder = runs / f"{cell.key}-{weights_sha256(source)[:8]}"
-        splits = _load(cell.target, source.image_policy)
-        run_cell(cell, folder, splits=splits, keep=keep, command=command).save(result_path(cell, results))
-        if not keep:
-            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "cell.lock"):
+            if find_result(cell, results) is None:  # another process may have ended it meanwhile
+                splits = _load(cell.target, source.image_policy)
+                run_cell(cell, folder, splits=splits, keep=keep, command=command).save(result_path(cell, results))
+            if not keep:
+                shutil.rmtree(folder)
+    except BusyError:  # it is in good hands
+        return cell.key, None
     except Exception as error:  # whatever stops one cell must not stop the others
         logger.debug("%s", traceback.format_exc())
         return cell.key, str(error) or type(error).__name__

@@ -29,6 +29,10 @@ class TrainingError(RuntimeError):
     """Training can't go on; the message says what is kept and how to continue."""
 
 
+class BusyError(TrainingError):
+    """Another process works in a folder."""
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a file for this process; the lock ends with the block or with the process, however it dies."""
@@ -38,7 +42,7 @@ def locked(path: Path) -> Iterator[None]:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a decoding worker would keep it for a dead run
             except (BlockingIOError, PermissionError) as error:
                 file.seek(0)
-                raise TrainingError(
+                raise BusyError(
                     f"expected no other run in {path.parent}, got process {file.read().strip() or 'unknown'}, which trains "
                     "there. Wait for it, end it, or use another output_dir."
                 ) from error
