@@ -538,6 +538,18 @@ def test_images_saved():
     assert np.isnan(saved.loc[400, "needed"])
 
 
+def test_a_source_saves_nothing_against_itself():
+    cleans = dict(zip((10, 20, 40), (0.5, 0.4, 0.45), strict=True))  # more images need not be better
+    rows = [
+        {"source": name, "blocks": "0", "num_images": number, "seed": 0, "clean": clean}
+        for name in ("one", "same")
+        for number, clean in cleans.items()
+    ]
+    assert set(saved_images(pd.DataFrame(rows), "same")["factor"]) == {1.0}
+    epochs = pd.DataFrame([row | {"num_images": 10, "epoch": row["num_images"] / 10} for row in rows])
+    assert set(saved_epochs(epochs, "same")["factor"]) == {1.0}
+
+
 def test_page_of_one_source_and_of_savings(source, target, tmp_path):
     sweep = Sweep(sources=(source,), target=target, blocks=(0,), num_images=(4,), seeds=(0, 1), training=TRAINING, attacks={})
     run_sweep(sweep, tmp_path / "sweep")

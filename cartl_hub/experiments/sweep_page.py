@@ -84,6 +84,8 @@ def render_sweep(
         reference=reference,
         sections=sections,
         counts=counts,
+        compared=any(map(sum, counts.values())),
+        same_images=len({result.data["test"].get("index_hash") for result in results}) == 1,
         figures=list(figures),
         saved={name: _best(tables[f"saved_{name}"]) for name in ("images", "epochs")},
         num_cells=len(table),
