@@ -55,6 +55,7 @@ class RobustClassifier(Classifier):
             image_policy=model.image_policy,
             lineage=model.lineage,
         )
+        pretrained.stored_as = model.stored_as
         return pretrained.to(device).eval()
 
     def save_pretrained(self, save_directory: str | Path, *, report: Report | None = None) -> Path:

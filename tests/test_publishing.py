@@ -38,6 +38,7 @@ from cartl_hub.publishing import check_publishable, plan
 from cartl_hub.report.results import WorstCase
 from cartl_hub.testing import Fault, LocalHub
 from cartl_hub.testing.metadata import card_errors
+from cartl_hub.weights import round_weights
 
 ID = "org/wrn10_1.toy"
 
@@ -685,6 +686,14 @@ def test_sources_on_the_hub(writer, folder, caplog):
 
 
 # Other clients
+
+
+def test_from_pretrained_keeps_half_precision(tmp_path):
+    model = make_model("wrn10_1")
+    round_weights(model, torch.float16)
+    folder = save_model(model, tmp_path / "half")
+    again = RobustClassifier.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 def test_from_pretrained_conventions(writer, tmp_path, monkeypatch):
