@@ -880,9 +880,8 @@ def sweep(
     from .recipe import RecipeData
     from .training import FeatureCache
 
-    wanted = Sweep(
-        sources=tuple(sources), target=RecipeData(id=data_id or (Path(data).name if Path(data).exists() else data), local=data)
-    )
+    name = Path(data).resolve().name if Path(data).exists() else data
+    wanted = Sweep(sources=tuple(sources), target=RecipeData(id=data_id or name, local=data))
     training = replace(
         wanted.training,
         epochs=epochs,

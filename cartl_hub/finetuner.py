@@ -5,6 +5,7 @@ import difflib
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -325,12 +326,10 @@ def open_untrained(name: str) -> Classifier:
     try:
         folder, _ = find_model(name)
     except ModelError as error:
-        if name in untrained_recipes() or not timm.is_model(name):
-            raise ModelError(f"{error}{_similar(name)}") from error
-        try:
-            return create_model(name)
-        except RuntimeError as unknown:  # timm's, of a tag that the architecture lacks
-            raise ModelError(f"{error}{_similar(name)}") from unknown
+        if name not in untrained_recipes() and timm.is_model(name):
+            with suppress(RuntimeError):  # timm's, of a tag that the architecture lacks
+                return create_model(name)
+        raise ModelError(f"{error}{_similar(name)}") from error
     return build_model(read_config(folder))
 
 

@@ -10,12 +10,10 @@ import torch
 from .attacks import Attack
 from .card import describe_classifier, render_card
 from .config import to_dict
-from .data import DataError
 from .evaluation import default_attacks, evaluate
 from .folder import save_model
 from .images import ImagePolicy
 from .lineage import lineage
-from .loading import load_splits
 from .methods import FineTuning
 from .recipe import Recipe
 from .training import train
@@ -44,14 +42,8 @@ def pretrain(
         command: That ran this, for card and report.
     """
     output_dir = Path(output_dir) if output_dir is not None else Path("runs") / recipe.id
-    data_arguments = recipe.data.read
     policy = ImagePolicy(size=_input_size(recipe), mode="L" if len(recipe.mean) == 1 else "RGB")
-    try:
-        splits = load_splits(recipe.data.location, policy, data_arguments)
-    except DataError as error:
-        if recipe.data.local is None or recipe.data.location == recipe.data.local:
-            raise
-        raise DataError(f"{error} The recipe's local copy, {recipe.data.local!r}, does not exist here.") from error
+    splits = recipe.data.load(policy)
     if recipe.probe is not None:
         recipe.probe.num_steps(splits.train)  # what can't be counted is an error before the long training
     model = recipe.create_model(len(splits.label_names))

@@ -14,8 +14,9 @@ from .attacks.attack import Norm
 from .batchnorm import BatchNormPolicy
 from .checkpoints import Format
 from .config import from_dict
-from .data import Augmentation
-from .loading import DataArguments
+from .data import Augmentation, DataError
+from .images import ImagePolicy
+from .loading import DataArguments, Splits, load_splits
 from .methods import Method, Views
 from .methods.adversarial import EpsSchedule
 from .models import Classifier, create_model
@@ -43,6 +44,19 @@ class RecipeData:
     @property
     def location(self) -> str:
         return self.local if self.local and Path(self.local).exists() else self.id
+
+    def load(self, policy: ImagePolicy, **changes: Any) -> Splits:
+        """Read the data, with ``changes`` of how to read them.
+
+        Raises:
+            DataError: As :func:`cartl_hub.load_splits`; the message names the local copy where that is missing.
+        """
+        try:
+            return load_splits(self.location, policy, replace(self.read, **changes))
+        except DataError as error:
+            if self.local is None or self.location == self.local:
+                raise
+            raise DataError(f"{error} The local copy, {self.local!r}, does not exist here.") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,6 +14,7 @@ from ..hub import untrained_recipes
 from ..report import paired_bootstrap
 from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION, encode
 from .cell import WORST, Cell, CellResult
+from .markdown import render
 from .plan import Plan
 from .run import find_result
 from .tables import NAMES, Claim, Row, Table, make_tables
@@ -180,9 +180,9 @@ def render_results(plan: Plan, folder: Path, page: Path) -> str:
     found = points(tables, results)
     front = pareto_front(found)
     untrained = {cell.source for table in tables for cell in table.cells} & untrained_recipes().keys()
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     home = Path(os.path.relpath(folder.resolve(), page.resolve().parent))
-    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        TEMPLATE,
         plan=plan,
         tables=[_shown(table, results) for table in tables],
         num_cells=len({cell.key for table in tables for cell in table.cells}),
@@ -196,7 +196,6 @@ def render_results(plan: Plan, folder: Path, page: Path) -> str:
         attack=ATTACK,
         percent=lambda share: f"{100 * share:.2f}",
     )
-    return text.rstrip() + "\n"
 
 
 def save_results(plan: Plan, folder: Path, page: Path) -> None:

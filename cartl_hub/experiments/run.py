@@ -5,7 +5,6 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ..finetuner import open_untrained
 from ..folder import ModelError, read_config
 from ..hub import find_model, untrained_recipes
 from ..images import ImagePolicy
-from ..loading import Splits, load_splits
+from ..loading import Splits
 from ..recipe import RecipeData
 from ..training import BusyError, locked
 from ..weights import weights_sha256
@@ -84,13 +83,11 @@ def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None,
     """One cell in whatever process; returns its key and what went wrong."""
     tqdm.write(title, file=sys.stderr)
     try:
-        if find_result(cell, results) is not None:  # another process was faster
-            return cell.key, None
         source = open_source_of(cell)
         folder = runs / f"{cell.key}-{weights_sha256(source)[:8]}"
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "cell.lock"):
-            if find_result(cell, results) is None:  # another process may have ended it meanwhile
+            if find_result(cell, results) is None:  # another process may have been faster
                 splits = _load(cell.target, source.image_policy)
                 run_cell(cell, folder, splits=splits, keep=keep, command=command).save(result_path(cell, results))
             if not keep:
@@ -106,7 +103,7 @@ def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None,
 @lru_cache(maxsize=2)
 def _load(target: RecipeData, policy: ImagePolicy) -> Splits:
     """Read once in each process."""
-    return load_splits(target.location, policy, replace(target.read, id=target.id))
+    return target.load(policy, id=target.id)
 
 
 def problem(cell: Cell) -> str | None:

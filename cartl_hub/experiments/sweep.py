@@ -192,8 +192,8 @@ def saved_images(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     that one stands with ``at_most``, and where none is, nothing.
 
     Returns:
-        Rows of source, blocks, num_images (of the reference), clean, needed,
-        factor (the fewest that the reference needs / needed), at_most.
+        Rows of source, blocks, num_images (of the reference), clean, enough (the fewest with which the reference has that
+        accuracy: more images need not be better), needed, factor (enough / needed), at_most.
     """
     rows = []
     means = table.groupby(["source", "blocks", "num_images"])["clean"].mean()
@@ -204,10 +204,10 @@ def saved_images(table: pd.DataFrame, reference: str) -> pd.DataFrame:
             own, theirs = means[source, blocks], means[reference, blocks]
             for number, accuracy in theirs.items():
                 needed, at_most = _reached(own.index.to_numpy(), own.to_numpy(), accuracy)
-                enough, _ = _reached(theirs.index.to_numpy(), theirs.to_numpy(), accuracy)  # more images need not be better
-                row = {"source": source, "blocks": blocks, "num_images": number, "clean": accuracy, "needed": needed}
-                rows.append(row | {"factor": enough / needed, "at_most": at_most})
-    return pd.DataFrame(rows, columns=["source", "blocks", "num_images", "clean", "needed", "factor", "at_most"])
+                enough, _ = _reached(theirs.index.to_numpy(), theirs.to_numpy(), accuracy)
+                row = {"source": source, "blocks": blocks, "num_images": number, "clean": accuracy, "enough": enough}
+                rows.append(row | {"needed": needed, "factor": enough / needed, "at_most": at_most})
+    return pd.DataFrame(rows, columns=["source", "blocks", "num_images", "clean", "enough", "needed", "factor", "at_most"])
 
 
 def saved_epochs(epochs: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -216,8 +216,7 @@ def saved_epochs(epochs: pd.DataFrame, reference: str) -> pd.DataFrame:
     As :func:`saved_images`, with the same number of images, interpolated linearly between validations.
 
     Returns:
-        Rows of source, blocks, num_images, clean, epochs (of the reference), needed,
-        factor (the fewest that the reference needs / needed), at_most.
+        Rows of source, blocks, num_images, clean, epochs (of the reference), enough, needed, factor (enough / needed), at_most.
     """
     rows = []
     means = epochs.groupby(["source", "blocks", "num_images", "epoch"])["clean"].mean()
@@ -228,9 +227,10 @@ def saved_epochs(epochs: pd.DataFrame, reference: str) -> pd.DataFrame:
             last, accuracy = theirs.index[-1], theirs.iloc[-1]
             needed, at_most = _reached(own.index.to_numpy(), own.to_numpy(), accuracy, scale=np.asarray, back=float)
             enough, _ = _reached(theirs.index.to_numpy(), theirs.to_numpy(), accuracy, scale=np.asarray, back=float)
-            row = {"source": source, "blocks": blocks, "num_images": number, "clean": accuracy, "epochs": last, "needed": needed}
-            rows.append(row | {"factor": enough / needed, "at_most": at_most})
-    return pd.DataFrame(rows, columns=["source", "blocks", "num_images", "clean", "epochs", "needed", "factor", "at_most"])
+            row = {"source": source, "blocks": blocks, "num_images": number, "clean": accuracy, "epochs": last, "enough": enough}
+            rows.append(row | {"needed": needed, "factor": enough / needed, "at_most": at_most})
+    columns = ["source", "blocks", "num_images", "clean", "epochs", "enough", "needed", "factor", "at_most"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _reached(

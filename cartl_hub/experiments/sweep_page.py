@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from scipy import stats
 
 from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION
 from .cell import WORST, CellResult
+from .markdown import render
 
 COLOURS = (VERMILION, BLUE, ORANGE, "#009E73", "#CC79A7", GREY)
 TEMPLATE = Path(__file__).with_name("sweep.md.j2")
@@ -66,18 +66,18 @@ def render_sweep(
             for source in sources:
                 groups = part[part["source"] == source].groupby("num_images")[measure]
                 rows.append((source, [_interval(groups.get_group(n)) if n in groups.groups else "not run" for n in columns]))
+            paired = paired_differences(part, reference, measure)
             for source in sources[:-1]:
-                differences = _paired(part, source, reference, measure)
                 entries = []
                 for n in columns:
-                    found = differences[n] if n in differences else np.array([])
+                    found = paired[(paired["source"] == source) & (paired["num_images"] == n)][measure].to_numpy()
                     entries.append(_interval(found, sign="+") if len(found) else "not run")
                     counts[source, measure] = _counted(counts[source, measure], found)
                 rows.append((f"{source} minus {reference}", entries))
             sections.append((f"{'clean' if measure == 'clean' else measure} accuracy, {_title(blocks)}", columns, rows))
     made = [result.made for result in results]
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        TEMPLATE,
         target=results[0].cell["target"]["id"],
         training=results[0].cell["training"],
         sources=sources,
@@ -94,27 +94,33 @@ def render_sweep(
         made={name: sorted({str(one[name]) for one in made}) for name in ("command", "device", "precision", "commit")},
         title=_title,
     )
-    return text.rstrip() + "\n"
 
 
 def _title(blocks: str) -> str:
     return TITLES.get(blocks, f"{blocks} blocks")
 
 
-def _paired(part: pd.DataFrame, source: str, reference: str, measure: str) -> dict[int, np.ndarray]:
-    """Differences seed by seed, of the seeds that both were run with, by number of images."""
-    places = ["num_images", "seed"]
-    ours, theirs = (part[part["source"] == name].set_index(places)[measure] for name in (source, reference))
-    paired = (ours - theirs).dropna()
-    return {int(number): group.to_numpy() for number, group in paired.groupby(level="num_images")}
+def paired_differences(table: pd.DataFrame, reference: str, measure: str) -> pd.DataFrame:
+    """Rows of the other sources with their measure minus the reference's, of the same blocks, images and seed; those without
+    such a twin are left out."""
+    places = ["blocks", "num_images", "seed"]
+    theirs = table[table["source"] == reference].set_index(places)[measure]
+    others = table[table["source"] != reference]
+    twins = theirs.reindex(pd.MultiIndex.from_frame(others[places])).to_numpy()
+    return others.assign(**{measure: others[measure] - twins}).dropna(subset=[measure])
+
+
+def _half_width(values: "pd.Series | np.ndarray") -> float:
+    """Of the 95% interval of a mean by Student's t; infinite of one value."""
+    number = len(values)
+    if number < 2:
+        return np.inf
+    return float(np.std(values, ddof=1) / np.sqrt(number) * stats.t.ppf(0.975, number - 1))
 
 
 def _bounds(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and its 95% interval by Student's t, in percent; the interval of one value is endless."""
-    mean, number = 100 * float(np.mean(values)), len(values)
-    if number < 2:
-        return mean, -np.inf, np.inf
-    half = 100 * float(np.std(values, ddof=1)) / np.sqrt(number) * float(stats.t.ppf(0.975, number - 1))
+    """Mean and its 95% interval, in percent."""
+    mean, half = 100 * float(np.mean(values)), 100 * _half_width(values)
     return mean, mean - half, mean + half
 
 
@@ -130,13 +136,11 @@ def _counted(counts: tuple[int, int, int], differences: np.ndarray) -> tuple[int
         return counts
     ahead, behind, undecided = counts
     _, low, high = _bounds(differences)
-    return (
-        (ahead + 1, behind, undecided)
-        if low > 0
-        else (ahead, behind + 1, undecided)
-        if high < 0
-        else (ahead, behind, undecided + 1)
-    )
+    if low > 0:
+        return ahead + 1, behind, undecided
+    if high < 0:
+        return ahead, behind + 1, undecided
+    return ahead, behind, undecided + 1
 
 
 def _best(saved: pd.DataFrame) -> dict[str, dict]:
@@ -168,15 +172,12 @@ def against_images(table: pd.DataFrame, measure: str) -> Figure:
 @matplotlib.rc_context(STYLE)
 def difference_from(table: pd.DataFrame, reference: str, measure: str) -> Figure:
     """Accuracy minus that of the reference with the same images, seed by seed, as :func:`against_images`."""
-    places = ["blocks", "num_images", "seed"]
-    theirs = table[table["source"] == reference].set_index(places)[measure]
-    others = table[table["source"] != reference]
-    paired = others.assign(**{measure: others[measure] - theirs.reindex(pd.MultiIndex.from_frame(others[places])).to_numpy()})
+    paired = paired_differences(table, reference, measure)
 
     def draw(axes: Axes, part: pd.DataFrame) -> None:
         axes.axhline(0, color=GREY, linewidth=1)
         for source, colour in _coloured(table):
-            rows = part[(part["source"] == source) & part[measure].notna()]
+            rows = part[part["source"] == source]
             if len(rows):
                 _band(axes, rows.groupby("num_images")[measure], source, colour, bounds=(-100, 100))
 
@@ -222,11 +223,10 @@ def _band(
     axes: Axes, groups: "pd.core.groupby.SeriesGroupBy", label: str, colour: str, bounds: tuple[float, float] = (0, 100)
 ) -> None:
     """Means in percent, with the 95% interval of Student's t over seeds where there are several, cut off at the bounds."""
-    number, mean = groups.count(), 100 * groups.mean()
-    half = 100 * groups.std() / np.sqrt(number) * stats.t.ppf(0.975, np.maximum(number - 1, 1))
+    mean = 100 * groups.mean()
+    half = 100 * groups.agg(_half_width).replace(np.inf, 0)  # of one seed a line without a band
     axes.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, linewidth=1.5, label=label)
-    low, high = mean - half.fillna(0), mean + half.fillna(0)
-    axes.fill_between(mean.index, low.clip(*bounds), high.clip(*bounds), color=colour, alpha=0.2, linewidth=0)
+    axes.fill_between(mean.index, (mean - half).clip(*bounds), (mean + half).clip(*bounds), color=colour, alpha=0.2, linewidth=0)
 
 
 def _coloured(table: pd.DataFrame) -> Sequence[tuple[str, str]]:
