@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .attacks import Attack
+    from .experiments.cell import Measured
     from .methods import Method
+    from .report import Report
 
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
 
@@ -111,7 +115,8 @@ DataId = Annotated[
     typer.Option(help="Name of the data in report and card; by default the folder's or the Hub id.", rich_help_panel=DATA),
 ]
 NumImages = Annotated[
-    int | None, typer.Option(min=1, help="Test images of the report, the first ones; by default all.", rich_help_panel=RESULT)
+    int | None,
+    typer.Option(min=1, help="Test images of the report, each class in proportion; by default all.", rich_help_panel=RESULT),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
 
@@ -449,19 +454,36 @@ def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[s
 
 @app.command(epilog="Example: cartl-hub compare report_a report_b --output comparison")
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders with reports; the first is what the others are compared with.")],
+    reports: Annotated[
+        list[str],
+        typer.Argument(help="Folders with reports, bundled ids or Hub ids; the first is what the others are compared with."),
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("comparison"),
 ) -> None:
     """Put reports side by side in one page, with paired intervals where they measured the same images."""
-    from . import Report
     from .report.comparison import save_comparison
 
     _check_folder(output)
-    if len(folders) < 2:
-        raise typer.BadParameter("expected two or more folders with reports.")
-    comparison = save_comparison([Report.load(folder) for folder in folders], output)
+    if len(reports) < 2:
+        raise typer.BadParameter("expected two or more reports.")
+    comparison = save_comparison([_report(name) for name in reports], output)
     _show(comparison.summary())
     typer.echo(f"\nComparison to read: {output / 'comparison.html'}")
+
+
+def _report(name: str) -> "Report":
+    """In a folder, or that of a model."""
+    from . import Report
+    from .folder import read_report
+    from .hub import find_model
+
+    if Path(name).exists():
+        return Report.load(name)
+    folder, _ = find_model(name)
+    report = read_report(folder)
+    if report is None:
+        raise typer.BadParameter(f"expected a model with a report, got {name}, which has none; cartl-hub evaluate makes one.")
+    return report
 
 
 @app.command(
@@ -571,10 +593,14 @@ def pretrain(
     """
     from . import load_recipe
     from . import pretrain as make
+    from .folder import read_report
 
     loaded = load_recipe(recipe)
     home = recipe if recipe.is_dir() else recipe.parent
     target = make(loaded, folder or home, output_dir=output, num_images=num_images, command=_command())
+    report = read_report(target)
+    if report is not None:
+        _show(report.summary())
     typer.echo(f"Model, card and report: {target}")
 
 
@@ -831,10 +857,22 @@ def reproduce(
         return
     try:
         if not render:
-            run_cells(cells.values(), results=plan.parent, runs=runs, jobs=jobs, command=_command())
+            found = run_cells(cells.values(), results=plan.parent, runs=runs, jobs=jobs, command=_command())
+            _show(_results_table({cells[key].title: result.last for key, result in found.items()}))
     finally:
         save_results(chosen, plan.parent, page)
         typer.echo(f"Written: {page}")
+
+
+def _results_table(measured: "Mapping[str, Measured]") -> Any:
+    """Accuracies of cells."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for one in measured.values() for name in one.verdicts))
+    shown = Table("cell", *names)
+    for title, one in measured.items():
+        shown.add_row(_plain(title), *(str(one.accuracy(name)) if name in one.verdicts else "" for name in names))
+    return shown
 
 
 @app.command(

@@ -8,8 +8,25 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pydantic
+import yaml
 
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([1-9]\d*)\s*")
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file.
+
+    Raises:
+        ValueError: If it isn't one that can be read.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"expected a YAML file in {path}, which does not exist.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"expected YAML, encoded as UTF-8, in {path}: {error}") from error
+    except RecursionError:
+        raise ValueError(f"expected YAML in {path}, got one that is nested too deeply.") from None
 
 
 def to_dict(value: Any) -> Any:

@@ -166,7 +166,7 @@ class RobustFineTuner:
 
         Args:
             attacks: By name; FGSM, PGD-20, PGD-100 and PGD-20 in L2 by default.
-            num_images: The first ones of the test split; all by default.
+            num_images: Of the test split, as for :func:`cartl_hub.evaluate`; all by default.
             kwargs: As for :func:`cartl_hub.evaluate`.
         """
         context: dict[str, Any] = {

@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 
 from .data import DataError, ImageData, StreamingData, UnknownClassError, listed
 from .images import ImagePolicy, policy_to_dict, to_pil
-from .randomness import image_keys, uniform
 from .ranges import check_number, check_whole
+from .sampling import index_hash, stratified_sample, stratified_split
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ _LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 _LABELS = re.compile(r"u?int\d+|bool|(large_)?string(_view)?|null")  # kinds of column that can hold classes
 _HELD = 512  # validation images of a stream
-_HELD_OUT, _SAMPLED = 100, 102  # streams of random numbers that divide a split, and that order it for a sample
 _LARGE = 3  # times the side of the input, from which on a picture loses most of its detail
 # where the cache of datasets keeps what came from the Hub: owner___name/configuration/version/commit/
 _CACHED = re.compile(r"/(?P<id>[^/]+)/[^/]+/[^/]+/(?P<revision>[0-9a-f]{40})/[^/]+$")
@@ -82,7 +81,9 @@ class DataArguments:
         train_share: The same as a share, in (0, 1].
         streaming: Read a data set on the Hub or in a folder as a stream.
         shuffle_buffer: Examples from which a stream draws at random.
-        seed: Of the splits.
+        seed: Of the choice of validation images and of ``train_images``.
+        test_seed: Of the choice of test images where there is no test split: another ``seed`` leaves them as they are, so that
+            runs with several seeds are measured on the same images. It divides such a stream into all its parts.
 
     Raises:
         ValueError: On values out of range.
@@ -101,6 +102,7 @@ class DataArguments:
     streaming: bool = False
     shuffle_buffer: int = 1000
     seed: int = 0
+    test_seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("validation_share", "test_share"):
@@ -112,8 +114,9 @@ class DataArguments:
             check_whole("train_images", self.train_images, (">=", 1))
         if self.train_share is not None:
             check_number("train_share", self.train_share, (">", 0), ("<=", 1))
-        if not 0 <= self.seed < 1 << 31:
-            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
+        for name in ("seed", "test_seed"):
+            if not 0 <= getattr(self, name) < 1 << 31:
+                raise ValueError(f"{name} must be in [0, 2**31), got {getattr(self, name)}.")
         if self.id is not None and (not self.id.strip() or not self.id.isprintable()):
             raise ValueError(f"id must be one line of printable text, got {self.id!r}.")
         if self.shuffle_buffer < 1:
@@ -171,51 +174,6 @@ def load_test_split(
     """
     reader = _Reader(policy, arguments or DataArguments(), label_names)
     return reader.read_test(reader.open(data), trained_on or {}), tuple(reader.notes)
-
-
-def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split indices into (kept, held out), each class in proportion.
-
-    Args:
-        labels: [N].
-        share: To hold out, in (0, 1); at least one image of each class that has two.
-        seed: Which images.
-    """
-    draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=_HELD_OUT)
-    held = []
-    for label in labels.unique().tolist():
-        members = torch.nonzero(labels == label).flatten()
-        count = min(len(members) - 1, max(1, round(share * len(members))))
-        held.append(members[draws[members].argsort()[:count]])
-    chosen = torch.cat(held).sort().values
-    mask = torch.ones(len(labels), dtype=torch.bool)
-    mask[chosen] = False
-    return torch.nonzero(mask).flatten(), chosen
-
-
-def stratified_sample(labels: Tensor, num_images: int, seed: int) -> Tensor:
-    """Indices of some images, each class in proportion and with one image at least; a smaller sample lies in a larger one.
-
-    Each class is in a random order, and an image's place in it, divided by the size of the class, decides when it is taken.
-    (That is Adams's apportionment: classes of one size differ by at most one image.)
-
-    Args:
-        labels: [N].
-        num_images: From the number of classes that occur to N.
-        seed: Which images.
-    """
-    draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=_SAMPLED).double()
-    places = torch.empty_like(draws)
-    for label in labels.unique().tolist():
-        members = torch.nonzero(labels == label).flatten()
-        places[members[draws[members].argsort(stable=True)]] = torch.arange(len(members)).double() / len(members)
-    by_draw = draws.argsort(stable=True)  # which of two classes comes first at the same place
-    return by_draw[places[by_draw].argsort(stable=True)][:num_images].sort().values
-
-
-def index_hash(indices: Tensor) -> str:
-    """Short hash of which images a split holds."""
-    return hashlib.sha256(indices.sort().values.numpy().astype("<i8").tobytes()).hexdigest()[:16]
 
 
 @dataclass
@@ -330,7 +288,7 @@ class _Reader:
         if not set_aside:
             return self.read(splits)
         expected = set_aside["index_hash"]
-        chosen = {key: set_aside[key] for key in ("seed", "test_share", "validation_share")}
+        chosen = {key: set_aside[key] for key in ("seed", "test_seed", "test_share", "validation_share")}
         self.arguments = replace(self.arguments, **chosen)
         again = self.read(splits)
         if isinstance(again.test, ImageData) and again.test.description["index_hash"] != expected:
@@ -509,7 +467,7 @@ class _Reader:
         train, arguments = parts["train"], self.arguments
         kept = torch.arange(len(train))
         for role, share, seed, use in (
-            ("test", arguments.test_share, arguments.seed, "are kept for the report and not trained on"),
+            ("test", arguments.test_share, arguments.test_seed, "are kept for the report and not trained on"),
             ("validation", arguments.validation_share, arguments.seed + 1, "are for validation and not trained on"),
         ):
             if role in parts:
@@ -534,9 +492,7 @@ class _Reader:
         if missing:
             self._note(f"no training image of {len(missing)} of {len(train.label_names)} classes: {listed(missing)}")
         if "index_hash" in parts["test"].description:
-            shares = {"test_share": arguments.test_share, "validation_share": arguments.validation_share}
-            test_hash = {"index_hash": parts["test"].description["index_hash"]}
-            train.description["split_off"] = {"seed": arguments.seed} | shares | test_hash
+            train.description["split_off"] = self._split_off(parts["test"].description["index_hash"])
         train.description["fingerprint"] = train.fingerprint()
         return Splits(train, parts["validation"], parts["test"], tuple(self.notes))
 
@@ -558,6 +514,11 @@ class _Reader:
         )
         return chosen
 
+    def _split_off(self, test_hash: str | None) -> dict[str, Any]:
+        """How the test part was made, to make it again."""
+        names = ("seed", "test_seed", "test_share", "validation_share")
+        return {name: getattr(self.arguments, name) for name in names} | {"index_hash": test_hash}
+
     def _stream(self, roles: Mapping[str, Any], image: str, label: str) -> Splits:
         if self.arguments.train_images or self.arguments.train_share:
             raise DataError(
@@ -575,15 +536,14 @@ class _Reader:
         if names is None:
             raise DataError(f"expected class names for the labels in {label!r} of a stream, got none; pass label_names=...")
         tested = 0.0 if "test" in streams else self.arguments.test_share
+        split_seed = self.arguments.seed if "test" in streams else self.arguments.test_seed  # one draw divides it
         held = tested if "validation" in streams else tested + (1 - tested) * self.arguments.validation_share
 
         def part(role: str, low: float, high: float) -> StreamingData:
             given = role in streams
             if not given:
                 use = "are kept for the report and not trained on" if role == "test" else "are for validation"
-                self._note(
-                    f"no {role} split: {high - low:.0%} of the stream, chosen by position, seed {self.arguments.seed}, {use}"
-                )
+                self._note(f"no {role} split: {high - low:.0%} of the stream, chosen by position, seed {split_seed}, {use}")
             return StreamingData(
                 streams[role if given else "train"],
                 tuple(names),
@@ -592,7 +552,7 @@ class _Reader:
                 label,
                 classes=self._classes(_features(roles[role if given else "train"])[label], names),
                 part=(low, high) if low < high else (0.0, 1.0),
-                split_seed=self.arguments.seed,
+                split_seed=split_seed,
                 shuffle_buffer=self.arguments.shuffle_buffer,
                 description=self._description(role if given else f"{role} (split off)"),
             )
@@ -601,8 +561,7 @@ class _Reader:
         validation = part("validation", tested, held).held(_HELD)
         location = [self.location, image, label]
         if "test" not in streams:
-            shares = {"test_share": tested, "validation_share": self.arguments.validation_share}
-            train.description["split_off"] = {"seed": self.arguments.seed, "index_hash": None} | shares
+            train.description["split_off"] = self._split_off(None)
         identity = [location, train.description, train.label_names, train.part, train.split_seed, train.shuffle_buffer]
         train.description["fingerprint"] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         present, number, most = len(validation.labels.unique()), len(validation), len(names)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from . import attacks, methods
 from .attacks.attack import Norm
 from .batchnorm import BatchNormPolicy
 from .checkpoints import Format
-from .config import from_dict
+from .config import from_dict, read_yaml
 from .data import Augmentation, DataError
 from .images import ImagePolicy
 from .loading import DataArguments, Splits, load_splits
@@ -80,7 +79,7 @@ class Recipe:
             (a linear probe). Without it such a source is not measured.
 
     Raises:
-        ValueError: On a probe of a method that trains the classifier itself.
+        ValueError: On an id that can't be the name of a folder, or a probe of a method that trains the classifier itself.
     """
 
     id: str
@@ -98,6 +97,7 @@ class Recipe:
     probe: TrainingArguments | None = None
 
     def __post_init__(self) -> None:
+        _check_id(self.id)
         if self.probe is not None and self.method.uses_labels:
             raise ValueError(f"expected no probe, as {type(self.method).__name__} trains the classifier itself; leave it out.")
 
@@ -183,8 +183,7 @@ class ImportRecipe:
     url: str | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]*", self.id):
-            raise ValueError(f"expected an id of letters, digits, '.', '-' and '_', the name of its folder; got {self.id!r}.")
+        _check_id(self.id)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -218,13 +217,13 @@ def load_recipe(path: str | Path) -> Recipe:
     return _load(path / RECIPE if path.is_dir() else path, KINDS, "Recipe")
 
 
+def _check_id(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"expected an id of letters, digits, '.', '-' and '_', the name of its folder; got {name!r}.")
+
+
 def _load(path: Path, kinds: dict[str, type], kind: str) -> Any:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"expected a recipe in {path}, which does not exist.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"expected YAML in {path}: {error}") from error
+    content = read_yaml(path)
     try:
         return from_dict(content, kinds, default=kind)
     except ValueError as error:

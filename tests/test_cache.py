@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 
 import psutil
@@ -204,12 +205,30 @@ def test_nothing_is_left_on_the_model_after_an_error(wrn, data, monkeypatch):
 # Files
 
 
+@pytest.mark.parametrize("place", ["in the last image", "in the hash", "cut"])
+def test_damaged_features_are_computed_again(data, tmp_path, place, caplog):
+    chosen = arguments(epochs=1, cache=FeatureCache(folder=tmp_path))
+    plain = trained(NEFT(num_blocks=3), data, chosen)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    if place == "cut":
+        del content[-1:]
+    else:
+        content[-1 if place == "in the hash" else -40] ^= 1
+    path.write_bytes(content)
+    assert equal(plain, trained(NEFT(num_blocks=3), data, chosen))
+    assert "are damaged; they are computed again" in caplog.text
+    caplog.clear()
+    assert equal(plain, trained(NEFT(num_blocks=3), data, chosen))
+    assert "damaged" not in caplog.text
+
+
 def test_files_are_shared_by_runs_with_the_same_prefix(data, tmp_path, monkeypatch):
     chosen = arguments(epochs=1, cache=FeatureCache(folder=tmp_path))
     plain = trained(NEFT(num_blocks=3, beta=1.0), data, arguments(epochs=1))
     assert equal(plain, trained(NEFT(num_blocks=3, beta=1.0), data, chosen))
     (path,) = tmp_path.iterdir()
-    assert path.stat().st_size == 24 * 32 * 16 * 16 * 4
+    assert path.stat().st_size == 24 * 32 * 16 * 16 * 4 + 32  # and a hash
     built = path.stat().st_mtime_ns
     assert equal(plain, trained(NEFT(num_blocks=3, beta=1.0), data, chosen))
     trained(NEFT(num_blocks=3, beta=0.4), data, chosen)  # another method on the same features
@@ -249,7 +268,8 @@ def test_a_part_of_a_file_is_not_taken_for_the_whole(data, tmp_path, monkeypatch
     path.write_bytes(whole[: len(whole) // 2])
     assert equal(plain, trained(method, data, chosen))
     assert path.read_bytes() == whole
-    path.write_bytes(bytes(len(whole)))
+    other = bytes(len(whole) - 32)
+    path.write_bytes(other + hashlib.sha256(other).digest())
     with pytest.raises(TrainingError, match=r"features to be those of the images, got a difference of .* Remove the file"):
         trained(method, data, chosen)
 

@@ -84,6 +84,9 @@ def test_main_job(photos, source, tmp_path):
     compared = run("compare", model, tmp_path / "report", "--output", tmp_path / "comparison")
     assert compared.exit_code == 0, compared.output
     assert (tmp_path / "comparison" / "comparison.html").exists()
+    with_bundled = run("compare", model, "wrn16_2.fdm4_cifar100", "--output", tmp_path / "comparison")
+    assert with_bundled.exit_code == 0, with_bundled.output
+    assert "measured on uoft-cs/cifar100 instead of photos" in " ".join(with_bundled.output.split())
     file = tmp_path / "file"
     file.touch()
     assert "expected a folder for the output" in run("evaluate", model, photos, "--output", file).output

@@ -201,13 +201,38 @@ def test_seed_decides_the_random_starts():
     assert any((verdicts(0) != verdicts(seed)).any() for seed in range(1, 6))
 
 
-def test_num_images_takes_the_first():
+def test_num_images_takes_a_share_of_each_class():
     model, data, signed = linear_case()
-    report = evaluate(model, data, attacks=FEW, curve=None, num_images=13, batch_size=5, checks=False, progress=False)
+    order = data.labels.argsort(stable=True)  # as a folder of classes is read
+    data, signed = data.subset(order), signed[order]
+    attacks = {"PGD-1": PGD(eps=0.3, step_size=1e-6, steps=1)}  # where an image ends is where it starts
+
+    def measured(**options):
+        return evaluate(model, data, attacks=attacks, curve=None, batch_size=5, checks=False, progress=False, **options)
+
+    whole, few, fewer = measured(), measured(num_images=13), measured(num_images=6)
+    indices = few.verdicts.indices
+    assert set(fewer.verdicts.indices) < set(indices) < set(range(len(data)))
+    present = data.labels.bincount()
+    assert np.abs(np.bincount(few.verdicts.labels) - 13 * present.numpy() / len(data)).max() < 1
+    assert (few.num_images, few.complete, few.data["sampled_from"]) == (13, False, len(data))
+    assert f"13 images (of {len(data)}, each class in proportion)" in few.sentence
+    np.testing.assert_array_equal(few.verdicts.correct["clean"], signed[indices] > 0)
+    np.testing.assert_array_equal(few.verdicts.correct["PGD-1"], whole.verdicts.correct["PGD-1"][indices])
+    everything = measured(num_images=len(data))
+    assert everything.complete
+    assert "sampled_from" not in everything.data
+    assert "first" not in everything.sentence
+
+
+def test_num_images_of_a_loader_are_the_first():
+    model, data, signed = linear_case()
+    loader = DataLoader(TensorDataset(data.images, data.labels), batch_size=5)
+    report = evaluate(model, loader, attacks=FEW, curve=None, num_images=13, checks=False, progress=False)
     assert report.verdicts.indices.tolist() == list(range(13))
     assert (report.num_images, report.complete) == (13, False)
+    assert "on the first 13 images of" in report.sentence
     np.testing.assert_array_equal(report.verdicts.correct["clean"], signed[:13] > 0)
-    assert evaluate(model, data, attacks=FEW, curve=None, num_images=len(data), checks=False, progress=False).complete
 
 
 def test_stream_is_measured_like_images_in_memory():

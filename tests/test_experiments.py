@@ -15,9 +15,21 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from typer.testing import CliRunner
 
-from cartl_hub import NEFT, PGD, BatchNormPolicy, FeatureCache, FineTuning, ModelError, TrainingArguments, load_model, save_model
+from cartl_hub import (
+    FGSM,
+    NEFT,
+    PGD,
+    BatchNormPolicy,
+    FeatureCache,
+    FineTuning,
+    ModelError,
+    TrainingArguments,
+    load_model,
+    save_model,
+)
 from cartl_hub.blocks import count_blocks, list_blocks
 from cartl_hub.cli import app
+from cartl_hub.data import DataError
 from cartl_hub.experiments import (
     Cell,
     CellResult,
@@ -420,7 +432,7 @@ def test_plan_errors(tmp_path):
         path.write_text(f"network: wrn16_2\nsource_data: cifar100\ntarget: {{id: a/b}}\n{entry}\n")
         with pytest.raises(ValueError, match=message):
             load_plan(path)
-    with pytest.raises(ValueError, match="expected the YAML file of a plan"):
+    with pytest.raises(ValueError, match=r"expected a YAML file in .*, which does not exist"):
         load_plan(tmp_path / "missing.yaml")
 
 
@@ -497,13 +509,36 @@ def test_sweep_goes_on_and_gives_the_same_table(source, target, tmp_path, monkey
     assert whole_network.training.cache is None
 
 
-def test_a_sweep_of_which_a_cell_fails_has_its_table(source, target, tmp_path):
+def test_a_sweep_of_which_a_cell_fails_has_its_table(source, target, tmp_path, monkeypatch):
     """Also where a number is that of all images."""
-    sweep = Sweep(sources=(source,), target=target, blocks=(0,), num_images=(22, None, 500), training=TRAINING, attacks=QUICK)
-    with pytest.raises(ExperimentError, match=r"3 of 9 cells failed(.*\n)*.*expected train_images from 2"):
+    run_cell = run_module.run_cell
+
+    def fail(cell, *args, **kwargs):
+        if cell.training.seed == 1:
+            raise ValueError("expected no such seed")
+        return run_cell(cell, *args, **kwargs)
+
+    monkeypatch.setattr(run_module, "run_cell", fail)
+    sweep = Sweep(sources=(source,), target=target, blocks=(0,), num_images=(22, None), training=TRAINING, attacks=QUICK)
+    with pytest.raises(ExperimentError, match=r"2 of 6 cells failed(.*\n)*.*expected no such seed"):
         run_sweep(sweep, tmp_path / "sweep")
     table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
-    assert list(table["num_images"]) == [22] * 3
+    assert list(table["num_images"]) == [22] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_images": (4, 500)}, "expected train_images from 2, .* got 500"),
+        ({"target": RecipeData(id="toy", local="no/such/folder")}, "The local copy, 'no/such/folder', does not exist"),
+    ],
+)
+def test_what_a_sweep_cannot_run_on_is_said_before_its_first_cell(source, target, tmp_path, changes, message, monkeypatch):
+    monkeypatch.setattr(run_module, "run_cell", None)
+    chosen = {"target": target, "num_images": (4,)} | changes
+    with pytest.raises(DataError, match=message):
+        run_sweep(Sweep(sources=(source,), blocks=(0,), training=TRAINING, attacks=QUICK, **chosen), tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_source_that_is_a_recipe_only(target, tmp_path):
@@ -536,6 +571,19 @@ def test_images_saved():
     assert saved.loc[200, "needed"] == pytest.approx(100 * 2**0.5)
     assert saved.loc[200, "factor"] == pytest.approx(2**0.5)
     assert np.isnan(saved.loc[400, "needed"])
+
+
+def test_only_numbers_with_all_seeds_save_anything():
+    """A sweep that was stopped: seed 1, which is better, is missing at 200 images."""
+    rows = [
+        {"source": source, "blocks": "0", "num_images": number, "seed": seed, "epoch": 1.0, "clean": clean + 0.2 * seed}
+        for source in ("robust", "natural")
+        for number, clean in ((50, 0.2), (100, 0.3), (200, 0.4))
+        for seed in (0, 1)
+        if (number, seed) != (200, 1)
+    ]
+    assert list(saved_images(pd.DataFrame(rows), "natural")["num_images"]) == [50, 100]
+    assert list(saved_epochs(pd.DataFrame(rows), "natural")["num_images"]) == [50, 100]
 
 
 def test_a_source_saves_nothing_against_itself():
@@ -610,6 +658,9 @@ def test_sweep_plots():
         ({"seeds": ()}, "expected different entries in seeds, at least one"),
         ({"blocks": (1, 1)}, "expected different entries in blocks"),
         ({"num_images": (0,)}, "each of num_images must be >= 1, got 0"),
+        ({"attacks": {"clean": FGSM(eps=0.1)}}, "names of attacks that can be columns .* got 'clean'"),
+        ({"attacks": {"seed": FGSM(eps=0.1)}}, "names of attacks that can be columns .* got 'seed'"),
+        ({"attacks": {"a/b": FGSM(eps=0.1)}}, "names of attacks that can be columns .* got 'a/b'"),
     ],
 )
 def test_sweep_errors(changes, message, target):

@@ -59,18 +59,28 @@ def test_committed_import_recipes_are_import_recipes(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id: [", "expected YAML in"),
+        ("id: [", "expected YAML, encoded as UTF-8, in .*recipe.yaml: while parsing"),
         ("id: x", "Recipe can't be made: "),
         ("trainig: {}", r"Recipe has no 'trainig' \(did you mean 'training'\?\)"),
         ("method: {name: FDN}", r"unknown name 'FDN' \(did you mean 'FDM'\?\)"),
         ("method: {name: FDM, num_blocks: four}", "num_blocks: Input should be a valid integer"),
         ("[1, 2]", "expected a mapping"),
+        ("id: Größe", "expected YAML, encoded as UTF-8, in .*recipe.yaml: 'utf-8' codec can't decode byte 0xf6"),
+        ("[" * 5000, "expected YAML in .*recipe.yaml, got one that is nested too deeply"),
+        (None, "expected a YAML file in .*recipe.yaml, which does not exist"),
     ],
 )
 def test_what_is_no_recipe(text, message, tmp_path):
-    (tmp_path / "recipe.yaml").write_text(text)
+    if text is not None:
+        (tmp_path / "recipe.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../x", "", "a/b", ".x"])
+def test_an_id_names_a_folder(name, toy):
+    with pytest.raises(ValueError, match="expected an id of letters, digits"):
+        replace(without_labels(toy), id=name)
 
 
 def without_labels(data, **changes):

@@ -54,6 +54,20 @@ def test_wilson_interval(correct, num, low, high):
     assert wilson_interval(correct, num) == pytest.approx((low, high), abs=6e-5)
 
 
+@pytest.mark.parametrize(
+    ("correct", "num", "words"),
+    [
+        (5320, 10_000, "52.2 to 54.2%"),
+        (0, 10_000, "0.0 to 0.04%"),  # no zero that isn't one
+        (10_000, 10_000, "99.96 to 100.0%"),
+        (0, 1_000_000, "0.0 to 0.0%"),
+        (1, 10_000, "0.002 to 0.1%"),
+    ],
+)
+def test_an_interval_in_words(correct, num, words):
+    assert Accuracy(correct, num).interval_text == words
+
+
 def test_paired_bootstrap_finds_what_pairing_shows():
     generator = np.random.default_rng(1)
     a = generator.random(2000) < 0.5

@@ -1,7 +1,7 @@
 """Data to measure on, however they are given."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,10 +44,12 @@ class Part:
     Args:
         data: The data set.
         positions: Of the images, [N].
+        description: For the report.
     """
 
     data: ImageData
     positions: Tensor
+    description: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label_names(self) -> tuple[str, ...]:

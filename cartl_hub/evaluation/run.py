@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..attacks import APGD, APGDT, FGSM, NFGSM, PGD, RFGSM, Attack, Square, Transfer
 from ..attacks.attack import Norm
 from ..config import to_dict
-from ..data import Data
+from ..data import ImageData
 from ..models import Classifier
 from ..processes import environment, place
 from ..ranges import check_whole
@@ -38,10 +38,11 @@ from ..report import (
     plain_json,
     threat_text,
 )
+from ..sampling import stratified_sample
 from ..weights import weights_sha256
 from .cascade import BAR, DEAR, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
 from .checks import chosen_checks, make_check, make_trial, second_verdict
-from .given import AnyTestData, as_data
+from .given import AnyTestData, Part, as_data
 from .journal import open_journal, refuse_other
 from .pool import evenly_spaced, read_pool
 from .verdict import FEWER, check_model, first_logits, first_look, has_gradient, measuring
@@ -122,7 +123,8 @@ def evaluate(
         data: What :func:`cartl_hub.load_splits` makes, a ``DataLoader`` or ``Dataset`` of PyTorch, or images [N, C, H, W] in
             [0, 1] (or uint8) and labels [N]. Read once, from front to back; what isn't in memory is kept in a temporary file.
         attacks: By name, which the report shows; by default :func:`default_attacks`. The cheapest runs first.
-        num_images: Only the first ones.
+        num_images: Only so many, each class in proportion, the same ones each time, fewer inside more; of a stream, a
+            ``DataLoader`` or tensors the first ones.
         curve: Linf radii, from 0 upwards, at which PGD-20 measures accuracy against radius; None for none.
         curve_images: Images that the curve is measured on, evenly spaced over those that are measured.
         checks: Whether :func:`cartl_hub.run_checks` is part of it, or which of its checks.
@@ -151,7 +153,7 @@ def evaluate(
     check_names = chosen_checks(checks)
     check_model(model)
     _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep)
-    test: Data = as_data(data, model, batch_size)
+    test, num_images = _sampled(as_data(data, model, batch_size), num_images)
     stated, description = plain_json(context or {}, "context"), plain_json(test.description, "description of the data")
     if isinstance(model, Classifier):
         stated.setdefault("weights_sha256", weights_sha256(model))
@@ -307,7 +309,7 @@ class _Run:
         return Report(
             **stated,
             num_images=len(self.pool),
-            complete=self.pool.complete,
+            complete=self.pool.complete and "sampled_from" not in stated["data"],
             clean=Accuracy(int(self.correct.sum()), len(self.pool)),
             attacks={stage.name: self._result(stage) for stage in begun},
             worst_case=worst_case,
@@ -402,6 +404,14 @@ def _threats(attacks: Sequence[Attack]) -> list[tuple[Norm, float]]:
 def _bar(progress: bool) -> tqdm:
     shown = {} if progress and place()[0] == 0 else {"disable": True}
     return tqdm(desc="reading", total=0, bar_format=BAR.format(left=""), dynamic_ncols=True, **shown)
+
+
+def _sampled(test: Any, num_images: int | None) -> tuple[Any, int | None]:
+    """A sample of data whose labels are known, and how many images are still to be taken from the front."""
+    if not isinstance(test, ImageData) or num_images is None or num_images >= len(test):
+        return test, num_images
+    chosen = stratified_sample(test.labels, num_images, seed=0)
+    return Part(test, chosen, test.description | {"sampled_from": len(test)}), None
 
 
 def _by_name(attacks: Any) -> dict[str, Attack]:

@@ -23,13 +23,14 @@ from ..data import ImageData
 from ..evaluation.clean import classified_correctly
 from ..files import write_file
 from ..finetuner import RobustFineTuner, open_source
-from ..loading import Splits, stratified_sample
+from ..loading import Splits
 from ..methods import Method
 from ..models import Classifier, create_model
 from ..processes import environment
 from ..ranges import check_whole
 from ..recipe import RecipeData
 from ..report import Accuracy, Report
+from ..sampling import stratified_sample
 from ..training import TrainingArguments, read_best
 from ..weights import weights_sha256
 

@@ -2,13 +2,10 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ..attacks import Attack
 from ..batchnorm import BatchNormPolicy
-from ..config import from_dict
+from ..config import from_dict, read_yaml
 from ..methods import LwF, Method
 from ..ranges import check_number, check_whole
 from ..recipe import KINDS, RecipeData
@@ -151,10 +148,7 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         ValueError: If the file isn't one; the message names the entry.
     """
-    try:
-        content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"expected the YAML file of a plan in {path}: {error}") from error
+    content = read_yaml(Path(path))
     try:
         return from_dict(content, KINDS | {"Plan": Plan, "Pair": Pair}, default="Plan")
     except ValueError as error:

@@ -2,6 +2,7 @@
 "Adversarially-trained deep nets transfer better", 2020, https://arxiv.org/abs/2007.05869)."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..report.plots import encode
 from ..training import Schedule, TrainingArguments
 from .cell import Cell, CellResult
 from .run import find_result, run_cells
-from .sweep_page import make_figures, render_sweep
+from .sweep_page import PLACES, make_figures, render_sweep
 
 WHOLE = "all"
 
@@ -48,7 +49,7 @@ class Sweep:
         test_images: Test images, stratified; all by default.
 
     Raises:
-        ValueError: On empty or wrong entries.
+        ValueError: On empty or wrong entries, or names of attacks that are columns of the table already.
     """
 
     sources: tuple[str, ...]
@@ -69,6 +70,12 @@ class Sweep:
             for value in getattr(self, name):
                 if value is not None:
                     check_whole(f"each of {name}", value, (">=", low))
+        for name in self.attacks:
+            if name in PLACES or not re.fullmatch(r"\w[\w .+-]*", name):
+                raise ValueError(
+                    "expected names of attacks that can be columns of the table and names of files, of letters, digits, spaces "
+                    f"and '.+-', and none of {', '.join(PLACES)}; got {name!r}."
+                )
 
     def cells(self) -> dict[tuple[str, str, int | None, int], Cell]:
         """By source, blocks ("all" is the whole network), number of images and seed.
@@ -117,10 +124,14 @@ def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str |
         The rows of ``sweep.csv``.
 
     Raises:
+        DataError: Before anything is trained, if the data can't be read or hold fewer images.
         ExperimentError: After all others are done, if cells failed.
     """
     folder = Path(folder)
     cells = sweep.cells()
+    if missing := [cell for cell in cells.values() if find_result(cell, folder / "cells") is None]:
+        most = max(missing, key=lambda cell: cell.target.read.train_images or 0)
+        most.target.load(open_untrained(most.source).image_policy, id=most.target.id)
     try:
         run_cells(cells.values(), results=folder / "cells", runs=folder / "runs", keep=False, jobs=jobs, command=command)
     finally:  # what is there is worth a table
@@ -188,15 +199,15 @@ def epochs_table(found: Found, sweep: Sweep) -> pd.DataFrame:
 def saved_images(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     """How many images each source needs for the clean accuracy that the reference has with a given number.
 
-    Means over seeds, interpolated linearly in the logarithm of the number of images. Where even the smallest number is enough,
-    that one stands with ``at_most``, and where none is, nothing.
+    Means over seeds, of numbers of images that were run with all seeds, interpolated linearly in the logarithm of the number.
+    Where even the smallest number is enough, that one stands with ``at_most``, and where none is, nothing.
 
     Returns:
         Rows of source, blocks, num_images (of the reference), clean, enough (the fewest with which the reference has that
         accuracy: more images need not be better), needed, factor (enough / needed), at_most.
     """
     rows = []
-    means = table.groupby(["source", "blocks", "num_images"])["clean"].mean()
+    means = _means(table, ["source", "blocks", "num_images"])
     for source in (source for source in dict.fromkeys(table["source"]) if source != reference):
         for blocks in dict.fromkeys(table["blocks"]):
             if (source, blocks) not in means.index.droplevel(2) or (reference, blocks) not in means.index.droplevel(2):
@@ -219,10 +230,10 @@ def saved_epochs(epochs: pd.DataFrame, reference: str) -> pd.DataFrame:
         Rows of source, blocks, num_images, clean, epochs (of the reference), enough, needed, factor (enough / needed), at_most.
     """
     rows = []
-    means = epochs.groupby(["source", "blocks", "num_images", "epoch"])["clean"].mean()
+    means = _means(epochs, ["source", "blocks", "num_images", "epoch"])
     places = epochs[epochs["source"] != reference].groupby(["source", "blocks", "num_images"], sort=False).groups
     for source, blocks, number in places:
-        if (reference, blocks, number) in means.index.droplevel(3):
+        if {(source, blocks, number), (reference, blocks, number)} <= set(means.index.droplevel(3)):
             own, theirs = means[source, blocks, number], means[reference, blocks, number]
             last, accuracy = theirs.index[-1], theirs.iloc[-1]
             needed, at_most = _reached(own.index.to_numpy(), own.to_numpy(), accuracy, scale=np.asarray, back=float)
@@ -231,6 +242,12 @@ def saved_epochs(epochs: pd.DataFrame, reference: str) -> pd.DataFrame:
             rows.append(row | {"needed": needed, "factor": enough / needed, "at_most": at_most})
     columns = ["source", "blocks", "num_images", "clean", "epochs", "enough", "needed", "factor", "at_most"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _means(table: pd.DataFrame, places: list[str]) -> pd.Series:
+    """Clean accuracy of each place that has all seeds: means of other seeds would differ by these too."""
+    groups = table.groupby(places)["clean"]
+    return groups.mean()[groups.size() == table["seed"].nunique()]
 
 
 def _reached(

@@ -16,6 +16,7 @@ from .markdown import render
 
 COLOURS = (VERMILION, BLUE, ORANGE, "#009E73", "#CC79A7", GREY)
 TEMPLATE = Path(__file__).with_name("sweep.md.j2")
+PLACES = ("source", "blocks", "num_images", "seed", "clean", WORST, "test_images", "steps")  # columns that aren't attacks
 TITLES = {"0": "classifier", "1": "1 block", "all": "all blocks"}
 
 
@@ -38,8 +39,7 @@ def make_figures(table: pd.DataFrame, epochs: pd.DataFrame, reference: str) -> d
 
 def measures(table: pd.DataFrame) -> list[str]:
     """Columns of accuracies: "clean" and each attack."""
-    places = ("source", "blocks", "num_images", "seed", WORST, "test_images", "steps")
-    return [name for name in table.columns if name not in places]
+    return [name for name in table.columns if name == "clean" or name not in PLACES]
 
 
 # The page

@@ -104,8 +104,14 @@ class Accuracy:
     @property
     def interval_text(self) -> str:
         """E.g. "52.2 to 54.2%"."""
-        low, high = self.interval
-        return f"{100 * low:.1f} to {high:.1%}"
+        low, high = map(_percent, self.interval)
+        return f"{low} to {high}%"
+
+
+def _percent(share: float) -> str:
+    """With one digit, and more where that would read 0 or 100 without being it."""
+    digits = next((digits for digits in (1, 2, 3) if round(100 * share, digits) not in (0, 100)), 1)
+    return f"{100 * share:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -334,7 +340,8 @@ class Results:
         data: Description of the data set.
         split: That was measured on.
         num_images: That were measured on.
-        complete: Whether that is all of the data; otherwise its first images.
+        complete: Whether that is all of the data; otherwise its first images, or a stratified sample where ``data`` says
+            "sampled_from" how many.
         seed: Of the random starts.
         label_names: Name of each class.
         clean: On images that aren't attacked.
@@ -418,7 +425,11 @@ class Results:
         data = str(self.data.get("id", "the data")) + (
             f" (revision {self.data['revision']})" if self.data.get("revision") else ""
         )
-        images = f"{'' if self.complete else 'the first '}{self.num_images:,} image{'s' * (self.num_images > 1)}"
+        images = f"{self.num_images:,} image{'s' * (self.num_images > 1)}"
+        if total := self.data.get("sampled_from"):
+            images += f" (of {total:,}, each class in proportion)"
+        elif not self.complete:
+            images = f"the first {images}"
         absent = sum(not row.num_images for row in self.per_class)
         unseen = f" Of {len(self.per_class):,} classes, {absent:,} have no image among them." if absent else ""
         return f"{model} was measured on {images} of {data}, split: {self.split}, with seed {self.seed}.{unseen}"

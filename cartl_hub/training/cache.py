@@ -1,6 +1,8 @@
 """What enters the trained blocks, computed once: behind frozen blocks it is a function of the image alone."""
 
+import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -31,7 +33,10 @@ from ..weights import content_hash
 from .arguments import FeatureCache
 from .checkpoint import TrainingError
 
+logger = logging.getLogger(__name__)
+
 NOT_CACHED = "Train with cache=None."
+_DIGEST = hashlib.sha256().digest_size  # bytes, behind the features in their file
 TOLERANCE = 1e-3  # of the features' spread: other kernels for another batch, not another function
 
 
@@ -361,23 +366,40 @@ def cached_features(
     record = {**record, "shape": shape, "dtype": choice.dtype, "data": data.fingerprint(), "torch": torch.__version__}
     path = folder / f"features-{prefix.fingerprint(record)}.bin"
     # of images that are decoded when they are drawn only the labels are known
-    if not (data.in_memory and path.exists() and path.stat().st_size == needed):
+    if not (data.in_memory and _is_whole(path, needed)):
         remove_stale([path])
         _check_room(needed, shutil.disk_usage(folder).free, shape, f"space in {folder}", "another folder, ")
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             with open(partial, "wb") as file:
                 if hasattr(os, "posix_fallocate"):  # a mapped file that meets a full disk ends the process
-                    os.posix_fallocate(file.fileno(), 0, needed)
+                    os.posix_fallocate(file.fileno(), 0, needed + _DIGEST)
                 else:
-                    file.truncate(needed)
+                    file.truncate(needed + _DIGEST)
             mapped = np.memmap(partial, np.uint8, "r+")
-            compute(torch.from_numpy(mapped).view(dtype).view(shape))
+            compute(torch.from_numpy(mapped[:needed]).view(dtype).view(shape))
+            mapped[needed:] = np.frombuffer(_digest(mapped[:needed]), np.uint8)
             mapped.flush()
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-    return CachedFeatures(torch.from_numpy(np.memmap(path, np.uint8, "c")).view(dtype).view(shape), device)
+    return CachedFeatures(torch.from_numpy(np.memmap(path, np.uint8, "c")[:needed]).view(dtype).view(shape), device)
+
+
+def _digest(content: np.ndarray) -> bytes:
+    return hashlib.sha256(content.data).digest()
+
+
+def _is_whole(path: Path, needed: int) -> bool:
+    """Whether the features in a file are those that were written to it: their hash follows them."""
+    if not path.exists():
+        return False
+    if path.stat().st_size == needed + _DIGEST:
+        content = np.memmap(path, np.uint8, "r")
+        if _digest(content[:needed]) == content[needed:].tobytes():
+            return True
+    logger.warning("the features in %s are damaged; they are computed again", path)
+    return False
 
 
 def _check_room(needed: int, free: int, shape: tuple[int, ...], where: str, other: str) -> None:
