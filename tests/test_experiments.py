@@ -166,6 +166,8 @@ def test_run(make_cell, tmp_path, monkeypatch):
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name == f"{cell.key}-{found.source['weights_sha256'][:8]}"  # other weights run in another folder
     model = load_model(folder / "model")
+    assert found.made["weights_sha256"] == weights_sha256(model)
+    assert model.lineage["name"] == cell.model_name == "wrn10_1.at_toy-finetuning1-shades"
     images = torch.stack([torch.full((3, 32, 32), (200 + k if k % 2 == 0 else 50 + k) / 255) for k in range(10)])
     images[:, 1] = 90 / 255
     assert np.array_equal(found.last.verdicts["clean"], model(images).argmax(1).numpy() == np.arange(10) % 2)

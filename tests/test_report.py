@@ -34,6 +34,7 @@ from cartl_hub.report.results import (
 CHECK = Check("steps", "warn", {"difference": 0.1}, "Twice the steps break more.", "Run more steps.", 40)
 SOURCE = SourceResult("wrn.source", "somebody/else", "Linf 8/255", Accuracy(80, 100), Accuracy(40, 100), ("PGD-20",))
 CARDS = sorted((Path(__file__).parent.parent / "model_cards").glob("*/report.json"))
+OLD = [path for path in CARDS if json.loads(path.read_bytes())["schema_version"] == 1]
 
 
 # Statistics
@@ -214,10 +215,9 @@ def test_json_says_accuracies():
     assert (content["attacks"]["Square"]["alone"], content["attacks"]["FGSM"]["passes"]) == (False, 72)
 
 
-@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", OLD, ids=lambda path: path.parent.name)
 def test_reports_of_version_1_are_read(path):
     content, report = json.loads(path.read_bytes()), Report.load(path.parent)
-    assert content["schema_version"] == 1
     for name, result in content["attacks"].items():
         found = report.attacks[name]
         assert (found.correct, found.attack) == (result["correct"], result["attack"])
@@ -278,7 +278,7 @@ def test_any_report_follows_the_schema(validator, changes):
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
-def test_old_reports_follow_the_schema_once_they_are_read(validator, path):
+def test_committed_reports_follow_the_schema_once_they_are_read(validator, path):
     validator.validate(as_json(Report.load(path.parent)))
 
 

@@ -114,10 +114,19 @@ class Cell:
         """Name for files: readable, and another for any other cell; an option that is added to the package changes none."""
         stated = _stated(replace(self, target=replace(self.target, local=None), training=_essential(self.training)))
         digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:10]
+        return "-".join((_word(self.source), *self._parts, f"seed{self.training.seed}", digest))
+
+    @property
+    def model_name(self) -> str:
+        """Of the model that comes out: the source's and what was done with it, e.g. "wrn16_2.fdm4_cifar100-neft4-cifar10"."""
+        return "-".join((_word(Path(self.source.removeprefix(UNTRAINED)).name), *self._parts))
+
+    @property
+    def _parts(self) -> tuple[str, str]:
+        """Method and target, for names."""
         blocks = self.method.trained_blocks
         method = type(self.method).__name__.lower() + ("" if blocks is None else str(blocks))
-        parts = (self.source, method, self.target.id.rpartition("/")[2], f"seed{self.training.seed}", digest)
-        return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+        return method, _word(self.target.id.rpartition("/")[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +262,7 @@ def run_cell(
         arguments=cell.training,
         data_arguments=None if splits is not None else replace(target.read, id=target.id),
         output_dir=folder,
+        name=cell.model_name,
     )
     test = tuner.splits.test
     if cell.num_images is not None and isinstance(test, ImageData) and cell.num_images < len(test):
@@ -260,6 +270,7 @@ def run_cell(
     result = tuner.train()
     step = result.best.step if result.weights == "best" and result.best is not None else result.steps  # a run that overfitted
     last, evaluated = _measure(cell, tuner, step, folder / "evaluation.last")
+    measured_weights = weights_sha256(tuner.model)
     if keep:
         tuner.save()
     best = None
@@ -283,6 +294,7 @@ def run_cell(
             "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "commit": code_commit(),
             "files": files_hash(target.location),
+            "weights_sha256": measured_weights,
             "device": result.device,
             "precision": result.precision,
             "training_seconds": round(result.seconds, 1),
@@ -309,6 +321,11 @@ def open_source_of(cell: Cell) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(cell.training.seed)
         return create_model(cell.source.removeprefix(UNTRAINED))
+
+
+def _word(text: str) -> str:
+    """For names of files."""
+    return re.sub(r"[^\w.]+", "_", text)
 
 
 def files_hash(location: str) -> str | None:
