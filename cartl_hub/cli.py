@@ -832,11 +832,12 @@ def reproduce(
 
     A cell is a transfer and its measurement. Those that are done are left alone, interrupted ones go on.
     """
+    from collections import Counter
+
     from rich.table import Table
 
     from .experiments import load_plan, make_tables, run_cells, save_results
-    from .experiments.run import find_result, problem
-    from .hub import untrained_recipes
+    from .experiments.run import DONE, NOT_RUN, UNTRAINED_SOURCE, state
 
     chosen = load_plan(plan)
     tables = make_tables(chosen) if table is TableName.all else make_tables(chosen, [table.value])
@@ -846,14 +847,12 @@ def reproduce(
     if dry_run:
         shown = Table("cell", "method", "state")
         shown.columns[0].no_wrap = True
-        untrained, states = untrained_recipes(), dict.fromkeys(("done", "not run", "source not trained"), 0)
+        states = {key: state(cell, plan.parent) for key, cell in cells.items()}
         for key, cell in cells.items():
-            done = find_result(cell, plan.parent) is not None
-            state = "done" if done else "source not trained" if cell.source in untrained else problem(cell) or "not run"
-            states[state] = states.get(state, 0) + 1
-            shown.add_row(key, cell.setting, state)
+            shown.add_row(key, cell.setting, states[key])
         _show(shown)
-        typer.echo(f"{len(cells)} cells: {', '.join(f'{number} {state}' for state, number in states.items())}")
+        counts = dict.fromkeys((DONE, NOT_RUN, UNTRAINED_SOURCE), 0) | Counter(states.values())
+        typer.echo(f"{len(cells)} cells: {', '.join(f'{number} {name}' for name, number in counts.items())}")
         return
     try:
         if not render:

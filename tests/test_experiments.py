@@ -46,7 +46,7 @@ from cartl_hub.experiments import cell as cell_module
 from cartl_hub.experiments import run as run_module
 from cartl_hub.experiments.cell import WORST, Measured, code_commit
 from cartl_hub.experiments.results import Point, area_under, claim_text, differences, pareto_front, render_results
-from cartl_hub.experiments.run import find_result, problem, result_path
+from cartl_hub.experiments.run import find_result, result_path, state
 from cartl_hub.experiments.sweep import saved_epochs, saved_images
 from cartl_hub.experiments.sweep_page import _best, _counted, _interval, against_images, difference_from
 from cartl_hub.experiments.tables import ABLATION, BATCH_NORM, CASES, NAMES
@@ -611,11 +611,14 @@ def test_page_of_one_source_and_of_savings(source, target, tmp_path):
     assert _best(saved[1:]) == {}
 
 
-def test_dry_run_names_what_cannot_be_run(make_cell):
+def test_what_can_be_said_of_a_cell_before_it_is_run(make_cell, tmp_path):
     cell = make_cell()
-    assert problem(cell) is None
-    assert problem(replace(cell, source="wrn16_2.fdm9_nothing")) == "source not found"
-    assert problem(replace(cell, method=FineTuning(num_blocks=9))) == "source has 5 blocks"
+    assert state(cell, tmp_path) == "not run"
+    assert state(replace(cell, source="wrn16_2.fdm9_nothing"), tmp_path) == "source not found"
+    assert state(replace(cell, source="wrn34_10.fdm6_cifar100"), tmp_path) == "source not trained"
+    assert state(replace(cell, method=FineTuning(num_blocks=9)), tmp_path) == "source has 5 blocks"
+    run_cells([cell], results=tmp_path, runs=tmp_path / "runs", keep=False)
+    assert state(cell, tmp_path) == "done"
 
 
 def test_intervals_and_verdicts_of_differences():

@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,7 @@ from cartl_hub.cli import app
 from cartl_hub.data import ImageData
 from cartl_hub.explanation import page, training_images
 from cartl_hub.explanation.page import explanation_html
-from cartl_hub.explanation.results import Match
+from cartl_hub.explanation.results import SCHEMA, Match
 from cartl_hub.images import ImagePolicy
 from cartl_hub.loading import Splits
 from cartl_hub.report.page import report_html
@@ -193,10 +195,26 @@ def test_influence_is_what_autograd_says(classes, weight_decay, damping):
         inputs = loss.inputs[:5] * 1.5
     hessian, gradient, expected = by_autograd(loss, inputs, labels, damping)
     torch.testing.assert_close(loss.hessian(), hessian, rtol=1e-9, atol=1e-12)
-    assert loss.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-9)
+    torch.testing.assert_close(loss.gradient, gradient, rtol=1e-9, atol=1e-12)
     found = influence(loss, inputs, labels, damping=damping)
     assert found.shape == (5, 14)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_excess_is_what_fitting_takes_off(monkeypatch):
+    loss = problem(num=40, depth=12, classes=5, weight_decay=1e-3)
+    best = loss.refitted()
+    near = replace(best, parameters=best.parameters + 0.02 * torch.randn(5, 12, dtype=torch.float64))
+    above = float(near.value() - best.value())
+    assert above > 1e-4
+    assert near.excess() == pytest.approx(above, rel=0.1)
+    assert best.excess() < 1e-12
+    far = replace(best, parameters=100 * torch.randn(5, 12, dtype=torch.float64))
+    assert 0 < far.excess() <= float(far.value())
+    exact = near.excess(0.1)
+    assert exact < near.excess()
+    monkeypatch.setattr(training_images, "EXACT", 10)
+    assert near.excess(0.1) == pytest.approx(exact, rel=1e-6)
 
 
 def test_conjugate_gradients_find_what_the_whole_hessian_gives(monkeypatch):
@@ -229,7 +247,7 @@ def retrained(loss: ClassifierLoss) -> ClassifierLoss:
         )
         step = torch.linalg.solve(loss.hessian(), gradient.flatten()).view_as(gradient)
         loss = replace(loss, parameters=loss.parameters - step)
-    assert loss.gradient_norm < 1e-12
+    assert loss.gradient.norm() < 1e-12
     return loss
 
 
@@ -239,7 +257,7 @@ def test_influence_is_what_retraining_without_the_image_does():
     inputs, labels = torch.cat([pixels, torch.ones(len(pixels), 1)], 1), torch.tensor(digits.target)
     start = ClassifierLoss(inputs[:80], labels[:80], torch.randn(3, 65, dtype=torch.float64), weight_decay=0.01)
     loss = start.refitted()
-    assert loss.gradient_norm < 1e-7 < start.gradient_norm
+    assert loss.gradient.norm() < 1e-7 < start.gradient.norm()
     torch.testing.assert_close(loss.parameters, retrained(loss).parameters, rtol=0, atol=1e-5)
     queries, classes = inputs[80:90], labels[80:90]
     found = influence(loss, queries, classes) / len(loss.inputs)
@@ -336,8 +354,12 @@ def explained() -> Explanation:
 def test_explanation_of_two_models(explained):
     tuned, source = explained.models
     assert (tuned.name, tuned.refitted, source.name, source.refitted) == ("tuned", False, "source", True)
-    assert tuned.gradient_norm > 1e-3
-    assert source.gradient_norm < 1e-6
+    assert tuned.excess > 0.01 * tuned.loss
+    assert source.excess < 1e-9
+    assert [note for note in explained.notes if "above its minimum" in note] == [
+        f"tuned: the training loss of its classifier, {tuned.loss:.3g}, lies about {tuned.excess:.2g} above its minimum, where "
+        "influence is defined; refit=True (--refit) moves it there first"
+    ]
     model = make_model("wrn10_1")
     assert tuned.weights_sha256 == weights_sha256(model)
     splits = toy_splits()
@@ -424,6 +446,15 @@ def test_files_and_page(explained, tmp_path):
         raise AssertionError(constant)
 
     content = json.loads((folder / "explain.json").read_text(), parse_constant=refuse)
+    schema = json.loads((Path(page.__file__).parent / "explanation.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["$id"] == content["$schema"] == SCHEMA
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(content)
+    for name in ("excess", "solver", "match"):
+        damaged = json.loads(json.dumps(content))
+        damaged["models"][0][name] = -1
+        assert not validator.is_valid(damaged)
     assert [model["weights_sha256"] for model in content["models"]] == [model.weights_sha256 for model in explained.models]
     first = content["test_images"][0]["models"]["tuned"]
     assert first["influence"] == explained.models[0].values[0].tolist()

@@ -16,12 +16,11 @@ from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION, encode
 from .cell import WORST, Cell, CellResult
 from .markdown import render
 from .plan import Plan
-from .run import find_result
+from .run import NOT_RUN, find_result
 from .tables import NAMES, Claim, Row, Table, make_tables
 
 TEMPLATE = Path(__file__).parent / "results.md.j2"
 ATTACK = "PGD-100"  # CARTL's
-NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)

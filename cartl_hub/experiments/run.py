@@ -24,6 +24,8 @@ from .cell import UNTRAINED, Cell, CellResult, ExperimentError, files_hash, open
 
 logger = logging.getLogger(__name__)
 
+DONE, NOT_RUN, UNTRAINED_SOURCE = "done", "not run", "source not trained"
+
 
 def run_cells(
     cells: Iterable[Cell],
@@ -56,9 +58,9 @@ def run_cells(
     """
     results, runs = Path(results), Path(runs)
     wanted = {cell.key: cell for cell in cells}
-    untrained = untrained_recipes()
-    missing = [cell for cell in wanted.values() if cell.source not in untrained and find_result(cell, results) is None]
-    if waiting := [cell.source for cell in wanted.values() if cell.source in untrained]:
+    states = {key: state(cell, results) for key, cell in wanted.items()}
+    missing = [cell for key, cell in wanted.items() if states[key] not in (DONE, UNTRAINED_SOURCE)]
+    if waiting := [cell.source for key, cell in wanted.items() if states[key] == UNTRAINED_SOURCE]:
         logger.warning("%d cells wait for sources that aren't trained yet: %s", len(waiting), ", ".join(sorted(set(waiting))))
     failed: dict[str, str] = {}
     work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)(
@@ -106,13 +108,16 @@ def _load(target: RecipeData, policy: ImagePolicy) -> Splits:
     return target.load(policy, id=target.id)
 
 
-def problem(cell: Cell) -> str | None:
-    """What stands against running a cell, as far as its source and its blocks show it."""
-    depth = _depth(cell.source.removeprefix(UNTRAINED))
+def state(cell: Cell, results: Path) -> str:
+    """Of a cell, in words: whether it was run, and what stands against running it, as far as its source and its blocks show."""
+    if cell.source in untrained_recipes():
+        return UNTRAINED_SOURCE
+    if find_result(cell, results) is not None:
+        return DONE
+    depth, trained = _depth(cell.source.removeprefix(UNTRAINED)), cell.method.trained_blocks
     if depth is None:
         return "source not found"
-    trained = cell.method.trained_blocks
-    return f"source has {depth} blocks" if trained is not None and trained > depth else None
+    return f"source has {depth} blocks" if trained is not None and trained > depth else NOT_RUN
 
 
 @lru_cache

@@ -156,8 +156,7 @@ def _model_facts(model: ModelExplanation) -> dict[str, Any]:
     return {
         "classifier": "fitted to these training images, to convergence" if model.refitted else "the model's own",
         "parameters of the classifier": f"{model.num_parameters:,}",
-        "gradient norm of its training loss": f"{model.gradient_norm:.3g} (0 at the optimum, as influence functions assume)",
-        "training loss": model.loss,
+        "training loss": f"{model.loss:.3g}, about {model.excess:.2g} above its minimum (influence functions assume 0)",
         "inverse of the Hessian": inverse[model.solver],
         "sha256 of the weights": model.weights_sha256,
     }
@@ -184,10 +183,16 @@ def summary(explanation: Findings) -> RenderableType:
     for count in counts:
         table.add_column(f"k = {count}", justify="right")
     table.add_column("chance", justify="right")
-    table.add_column("gradient norm", justify="right")
+    table.add_column("loss above minimum", justify="right")
     for model in explanation.models:
         for queries, match in model.match.items():
             shares = [f"{match.shares[count - 1]:.1%}" if count <= len(match.shares) else "-" for count in counts]
-            cells = [model.name, f"{match.num_images:,} {queries}", *shares, f"{match.chance:.1%}", f"{model.gradient_norm:.2g}"]
+            cells = [
+                model.name,
+                f"{match.num_images:,} {queries}",
+                *shares,
+                f"{match.chance:.1%}",
+                f"{model.excess / model.loss:.1%}",
+            ]
             table.add_row(*map(plain, cells))
     return Group(table, *(plain(note) for note in explanation.notes))

@@ -1,4 +1,4 @@
-"""What an explanation holds, as data, and as JSON."""
+"""What an explanation holds, as data, and as JSON, which ``explanation.schema.json`` describes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,6 +8,7 @@ import numpy as np
 
 MOST = 100  # influential images up to which classes are compared
 RESAMPLES = 2000  # of the bootstrap
+SCHEMA = "urn:cartl-hub:schema:explanation:1"  # the "$id" of explanation.schema.json
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ModelExplanation:
         num_parameters: Of the classifier.
         solver: How the Hessian was inverted.
         loss: Of the classifier on the training images, weight decay included.
-        gradient_norm: Of that loss; 0 at the optimum.
+        excess: About how far that loss lies above its minimum.
         predicted: Class of each test image, [T].
         maps: Saliency, SmoothGrad and integrated gradients of the shown images, each [S, C, H, W].
         top: Positions of the most influential training images of each test image, [T, K].
@@ -93,7 +94,7 @@ class ModelExplanation:
     num_parameters: int
     solver: str
     loss: float
-    gradient_norm: float
+    excess: float
     predicted: np.ndarray
     maps: dict[str, np.ndarray]
     top: np.ndarray
@@ -150,6 +151,7 @@ class Findings:
     def to_json(self) -> dict[str, Any]:
         """Everything but pictures and maps."""
         return {
+            "$schema": SCHEMA,
             "schema_version": 1,
             "context": self.context,
             "settings": self.settings,

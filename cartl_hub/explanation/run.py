@@ -24,6 +24,8 @@ from .pixels import integrated_gradients, map_pictures, saliency, smooth_grad
 from .results import Match, ModelExplanation, ranked
 from .training_images import ClassifierLoss, classifier_inputs, influence
 
+FAR = 0.01  # from its minimum, as a share of the loss, from which on a note says so
+
 
 def explain(
     model: Classifier,
@@ -160,6 +162,12 @@ def _notes(model: Classifier, splits: Splits, train: ImageData, top: int, found:
         notes.append(f"influence is that of a sample of {len(train):,} training images")
     if len(train) < top:
         notes.append(f"there are {len(train)} training images, fewer than {top}")
+    notes += [
+        f"{each.name}: the training loss of its classifier, {each.loss:.3g}, lies about {each.excess:.2g} above its minimum, "
+        "where influence is defined; refit=True (--refit) moves it there first"
+        for each in found
+        if each.excess > FAR * each.loss
+    ]
     return notes
 
 
@@ -206,7 +214,7 @@ class _Run:
             num_parameters=loss.num_parameters,
             solver=loss.solver,
             loss=float(loss.value()),
-            gradient_norm=loss.gradient_norm,
+            excess=loss.excess(self.damping),
             predicted=(inputs @ loss.parameters.T).argmax(1).cpu().numpy(),
             maps=self._maps(model),
             top=top,

@@ -83,10 +83,23 @@ class ClassifierLoss:
         return F.cross_entropy(self.inputs @ at.T, self.labels) + self.weight_decay / 2 * at.square().sum()
 
     @property
-    def gradient_norm(self) -> float:
-        """2-norm of the loss's gradient: 0 where the classifier has converged, as the theory of influence takes for granted."""
+    def gradient(self) -> Tensor:
+        """Of the loss in the parameters, [K, D]."""
         mean = self.residuals(self.inputs, self.labels).T @ self.inputs / len(self.inputs)
-        return float((mean + self.weight_decay * self.parameters).norm())
+        return mean + self.weight_decay * self.parameters
+
+    def excess(self, damping: float = 0.0) -> float:
+        """About how far the loss lies above its minimum, by Newton's method: 0 where the classifier has converged, as the theory
+        of influence takes for granted.
+
+        Args:
+            damping: As for :meth:`solve`.
+        """
+        gradient = self.gradient
+        step = self.solve(gradient[None], damping)[0]
+        return min(
+            float((gradient * step).sum().clamp(min=0)) / 2, float(self.value())
+        )  # far from it, Newton's method overshoots
 
     def refitted(self) -> Self:
         """With the parameters at the minimum, from zero by L-BFGS.

@@ -17,7 +17,7 @@ from ..config import to_dict
 DRAWN = tuple(f"{name}.{kind}" for name in ("robustness", "curve", "classes") for kind in ("png", "svg"))
 FILES = ("report.html", *DRAWN, "samples.png", "curve.csv", "per_image.csv", "report.json")  # all that a report can write
 SCHEMA_VERSION = 2
-SCHEMA = "urn:cartl-hub:schema:report:2"  # the "$id" of schemas/report.schema.json
+SCHEMA = "urn:cartl-hub:schema:report:2"  # the "$id" of report.schema.json
 
 
 def wilson_interval(correct: int, num_images: int) -> tuple[float, float]:
