@@ -66,7 +66,7 @@ class RobustFineTuner:
 
     def __init__(
         self,
-        source: str | Path | Classifier | nn.Module,
+        source: "str | Path | Classifier | nn.Module | Source",
         data: AnyData | Splits,
         *,
         method: Method | None = None,
@@ -274,12 +274,14 @@ class Source:
     report: Report | None = None
 
 
-def open_source(source: str | Path | nn.Module, revision: str | None = None) -> Source:
-    """A source model of any kind.
+def open_source(source: str | Path | nn.Module | Source, revision: str | None = None) -> Source:
+    """A source model of any kind; one that is open already is returned.
 
     Raises:
         ModelError: If there is none, or its weights can't be had.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, nn.Module):
         model = copy.deepcopy(source) if isinstance(source, Classifier) else Classifier(copy.deepcopy(source))
         return Source(model, model.lineage.get("loaded_from") or {"id": model.architecture, "weights": "given"})

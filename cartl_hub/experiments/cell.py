@@ -22,10 +22,10 @@ from ..config import to_dict
 from ..data import ImageData
 from ..evaluation.clean import classified_correctly
 from ..files import write_file
-from ..finetuner import RobustFineTuner, open_source
+from ..finetuner import RobustFineTuner, Source, open_source
 from ..loading import Splits
 from ..methods import Method
-from ..models import Classifier, create_model
+from ..models import create_model
 from ..processes import environment
 from ..ranges import check_whole
 from ..recipe import RecipeData
@@ -242,20 +242,32 @@ class CellResult:
 
 
 def run_cell(
-    cell: Cell, folder: Path, *, splits: Splits | None = None, keep: bool = True, command: str | None = None
+    cell: Cell,
+    folder: Path,
+    *,
+    source: Source | None = None,
+    splits: Splits | None = None,
+    keep: bool = True,
+    command: str | None = None,
 ) -> CellResult:
     """Train and measure one cell; goes on where it was interrupted.
 
     Args:
         cell: What to run.
         folder: Of its checkpoints, finished batches and the model.
+        source: The cell's, where it is open already; it is trained.
         splits: The target, where it is loaded already.
         keep: Write the model with its card and report into ``folder / "model"``.
         command: That ran this.
     """
-    target, source = cell.target, open_source_of(cell)
+    target, source = cell.target, source or open_source_of(cell)
+    origin = {
+        "id": cell.source,
+        "weights_sha256": weights_sha256(source.model),
+        "method": source.model.lineage.get("method"),
+    }
     tuner = RobustFineTuner(
-        source if cell.source.startswith(UNTRAINED) else cell.source,
+        source,
         splits if splits is not None else target.location,
         method=cell.method,
         bn=cell.bn,
@@ -284,7 +296,7 @@ def run_cell(
         cell=cell.to_json(),
         last=last,
         best=best,
-        source={"id": cell.source, "weights_sha256": weights_sha256(source), "method": source.lineage.get("method")},
+        source=origin,
         data={
             name: {key: part.description[key] for key in shown if key in part.description}
             for name, part in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
@@ -314,13 +326,13 @@ def _measure(cell: Cell, tuner: RobustFineTuner, step: int, resume: Path) -> tup
     return Measured(step, {"clean": correct}), environment(device, time.perf_counter() - begin)
 
 
-def open_source_of(cell: Cell) -> Classifier:
-    """The model that a cell starts from."""
+def open_source_of(cell: Cell) -> Source:
+    """What a cell starts from."""
     if not cell.source.startswith(UNTRAINED):
-        return open_source(cell.source).model
+        return open_source(cell.source)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(cell.training.seed)
-        return create_model(cell.source.removeprefix(UNTRAINED))
+        return open_source(create_model(cell.source.removeprefix(UNTRAINED)))
 
 
 def _word(text: str) -> str:

@@ -86,12 +86,13 @@ def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None,
     tqdm.write(title, file=sys.stderr)
     try:
         source = open_source_of(cell)
-        folder = runs / f"{cell.key}-{weights_sha256(source)[:8]}"
+        folder = runs / f"{cell.key}-{weights_sha256(source.model)[:8]}"
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "cell.lock"):
             if find_result(cell, results) is None:  # another process may have been faster
-                splits = _load(cell.target, source.image_policy)
-                run_cell(cell, folder, splits=splits, keep=keep, command=command).save(result_path(cell, results))
+                splits = _load(cell.target, source.model.image_policy)
+                done = run_cell(cell, folder, source=source, splits=splits, keep=keep, command=command)
+                done.save(result_path(cell, results))
             if not keep:
                 shutil.rmtree(folder)
     except BusyError:  # it is in good hands
