@@ -34,6 +34,7 @@ from cartl_hub.experiments import (
     Cell,
     CellResult,
     ExperimentError,
+    Pair,
     Plan,
     Sweep,
     load_plan,
@@ -316,6 +317,28 @@ def test_tables_have_the_papers_figures_and_the_right_sources(plan):
     assert CASES["AT + TL"][8] == (90.82, 18.54)
     assert ABLATION[1.28, 0.4][4] == (85.64, 28.40)
     assert BATCH_NORM["source", "frozen"] == (90.84, 18.54)
+
+
+def test_tables_of_other_targets(plan):
+    training = TrainingArguments(epochs=60, lr=0.05)
+    svhn = Pair(source_data="cifar100", target=RecipeData(id="ufldl-stanford/svhn"), num_blocks=6, training=training)
+    plain = Pair(source_data="gtsrb", target=svhn.target, num_blocks=4)
+    own, same = make_tables(replace(plan, sources=("at", "fdm6"), pairs=(svhn, plain)), ["targets"])
+    column, other = own.columns
+    assert (column, other) == ("cifar100 -> svhn, k = 6", "gtsrb -> svhn, k = 4")
+    rows = {row.label: row for row in own.rows}
+    assert rows["CARTL"].paper == {column: "paper: 93.96 / 22.21", other: "paper: 94.07 / 15.26"}
+    assert [row.paper for row in same.rows] == [{}] * 3
+    cartl, lwf, tl = (rows[name].cells[column] for name in ("CARTL", "LwF", "TL"))
+    assert [cell.training.seed for cell in cartl] == [0, 1]
+    assert {cell.source for cell in cartl} == {"wrn34_10.fdm6_cifar100"}
+    assert {cell.source for cell in (*lwf, *tl)} == {"wrn34_10.at_cifar100"}
+    assert {cell.source for cell in same.cells} == {"wrn34_10.fdm6_cifar100", "wrn34_10.fdm6_gtsrb"}
+    assert cartl[0].method == NEFT(num_blocks=6, beta=0.4)
+    assert cartl[0].training == tl[0].training == training
+    assert (lwf[0].training.epochs, lwf[0].training.lr) == (60, plan.lwf_training.lr)
+    assert rows["CARTL"].cells[other][0].source == "wrn34_10.fdm4_gtsrb"
+    assert rows["CARTL"].cells[other][0].training == plan.training
 
 
 def test_self_supervised_tables(plan):

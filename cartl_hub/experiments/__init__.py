@@ -2,6 +2,7 @@ from .cell import Cell as Cell
 from .cell import CellResult as CellResult
 from .cell import ExperimentError as ExperimentError
 from .cell import run_cell as run_cell
+from .plan import Pair as Pair
 from .plan import Plan as Plan
 from .plan import load_plan as load_plan
 from .results import save_results as save_results

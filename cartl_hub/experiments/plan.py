@@ -23,11 +23,13 @@ class Pair:
         source_data: Last part of the sources' ids, e.g. "cifar100".
         target: Data.
         num_blocks: Blocks to train, and split of the FDM source.
+        training: How to fine-tune, by default as the plan says; of LwF only the epochs. Its seed is replaced.
     """
 
     source_data: str
     target: RecipeData
     num_blocks: int
+    training: TrainingArguments | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +124,11 @@ class Plan:
         target: RecipeData | None = None,
         epochs: int | None = None,
         attacks: dict[str, Attack] | None = None,
+        training: TrainingArguments | None = None,
     ) -> tuple[Cell, ...]:
-        """A cell for each seed; with ``epochs`` trained for so many, and validated at their end."""
+        """A cell for each seed; with ``epochs`` trained for so many, and validated at their end. LwF has its own training."""
         lwf = isinstance(method, LwF)
-        training = self.lwf_training if lwf else self.training
+        training = self.lwf_training if lwf else training or self.training
         if epochs is not None:
             training = replace(training, epochs=epochs, validate_every=epochs)
         return tuple(

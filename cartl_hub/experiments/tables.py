@@ -1,16 +1,18 @@
 """The tables of CARTL (Chen et al., ICML 2021) and of self-supervised transfer (Jaiswal and Fan, 2021), as cells to run and the
 papers' figures to stand beside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ..attacks import FGSM, Attack
 from ..batchnorm import BatchNormPolicy
 from ..methods import NEFT, AdversarialTraining, FineTuning, LwF, Method
 from .cell import UNTRAINED, Cell, paper_attacks
-from .plan import Plan
+from .plan import Pair, Plan
 
 NAMES = ("cases", "ablation", "bn", "targets", "datasize", "ssl")
+METHODS = ("LwF", "TL", "CARTL")  # that are compared on other targets and on fewer images
 LWF_WEIGHT = 0.005  # of the authors' code
 
 Figures = Mapping[int, tuple[float, float]]  # the paper's case -> clean and PGD-100 accuracy, in %
@@ -203,56 +205,74 @@ def _batch_norm(plan: Plan) -> list[Table]:
 
 
 def _targets(plan: Plan) -> list[Table]:
-    rows = []
-    for pair in plan.pairs:
-        methods = {
-            "LwF": ("at", LwF(weight=LWF_WEIGHT)),
-            "TL": ("at", FineTuning(num_blocks=pair.num_blocks)),
-            "CARTL": (plan.split_at(pair.num_blocks), NEFT(num_blocks=pair.num_blocks, beta=plan.betas[0])),
-        }
-        cells = {
-            name: plan.cells(plan.source(objective, pair.source_data), method, target=pair.target)
-            for name, (objective, method) in methods.items()
-        }
-        target = pair.target.id.rpartition("/")[2]
-        label = f"{pair.source_data} -> {target}, k = {pair.num_blocks}"
-        figures = TARGETS.get((pair.source_data, target), {})
-        rows.append(Row(label, cells, {name: _paper_text("paper", pair) for name, pair in figures.items()}))
-    if not rows:
+    if not plan.pairs:
         return []
-    notes = ("LwF and TL from the AT source, CARTL (FDM + NEFT) from the FDM source split at its k.",)
-    return [Table("targets", f"Targets, {plan.network}", ("LwF", "TL", "CARTL"), tuple(rows), notes=notes)]
+    columns = {pair: f"{pair.source_data} -> {_target(pair)}, k = {pair.num_blocks}" for pair in plan.pairs}
+    tables = []
+    for place, (title, at_k) in enumerate(_origins(plan)):
+        rows = []
+        for name in METHODS:
+            cells, paper = {}, {}
+            for pair, column in columns.items():
+                objective, method = at_k(pair.num_blocks)[name]
+                source, epochs = plan.source(objective, pair.source_data), None
+                if pair.training is not None and isinstance(method, LwF):  # which has a training of its own
+                    epochs = pair.training.epochs
+                cells[column] = plan.cells(source, method, target=pair.target, epochs=epochs, training=pair.training)
+                figures = TARGETS.get((pair.source_data, _target(pair)))
+                if figures and not place:  # the paper's sources are those of the first table
+                    paper[column] = _paper_text("paper", figures[name])
+            rows.append(Row(name, cells, paper))
+        claims = tuple(Claim(f"CARTL is more robust than {name}", "CARTL", name) for name in ("TL", "LwF"))
+        tables.append(Table("targets", f"Targets, {title}: {plan.network}", tuple(columns.values()), tuple(rows), claims))
+    return tables
 
 
 def _data_size(plan: Plan) -> list[Table]:
     if not plan.data_sizes:
         return []
     k, tables = plan.data_size_blocks, []
-    own = plan.split_at(k)
-    for title, source, cartl in (
-        ("each from its own source", "at", own),
-        *((f"all from {_objective(source)}", source, source) for source in plan.sources if source != "at"),
-    ):
+    for title, at_k in _origins(plan):
         rows = []
-        for name, objective, method in (
-            ("LwF", source, LwF(weight=LWF_WEIGHT)),
-            ("TL", source, FineTuning(num_blocks=k)),
-            ("CARTL", cartl, NEFT(num_blocks=k, beta=plan.betas[0])),
-        ):
+        for name in METHODS:
+            objective, method = at_k(k)[name]
             cells = {}
             for number in plan.data_sizes:
                 target = replace(plan.target, read=replace(plan.target.read, train_images=number))
                 cells[f"{number:,}"] = plan.cells(plan.source(objective), method, target=target, epochs=plan.data_size_epochs)
             rows.append(Row(name, cells))
-        claims = (
-            Claim("CARTL is more robust than TL, whatever the number of images", "CARTL", "TL"),
-            Claim("CARTL is more robust than LwF, whatever the number of images", "CARTL", "LwF"),
+        claims = tuple(
+            Claim(f"CARTL is more robust than {name}, whatever the number of images", "CARTL", name) for name in ("TL", "LwF")
         )
         columns = tuple(f"{number:,}" for number in plan.data_sizes)
         tables.append(
             Table("datasize", f"Number of target images, k = {k}, {title}: {_title(plan)}", columns, tuple(rows), claims)
         )
     return tables
+
+
+def _origins(plan: Plan) -> list[tuple[str, Callable[[int], dict[str, tuple[str, Method]]]]]:
+    """Where the methods that are compared start: a title, and from the number of blocks the source's objective and the method."""
+
+    def methods(source: str, cartl: str | None, k: int) -> dict[str, tuple[str, Method]]:
+        neft = NEFT(num_blocks=k, beta=plan.betas[0])
+        found = (
+            (source, LwF(weight=LWF_WEIGHT)),
+            (source, FineTuning(num_blocks=k)),
+            (cartl or plan.split_at(k), neft),
+        )
+        return dict(zip(METHODS, found, strict=True))
+
+    own = "LwF and TL from the AT source, CARTL from the FDM source split at its k"
+    others = [source for source in plan.sources if source != "at"]
+    return [
+        (own, partial(methods, "at", None)),
+        *((f"all from {_objective(source)}", partial(methods, source, source)) for source in others),
+    ]
+
+
+def _target(pair: Pair) -> str:
+    return pair.target.id.rpartition("/")[2]
 
 
 def _self_supervised(plan: Plan) -> list[Table]:
