@@ -566,13 +566,22 @@ def _shown_names(given: list[str], models: list[Any]) -> list[str]:
 @app.command(epilog="Example: cartl-hub predict wrn16_2.fdm4_cifar100 cat.jpg dog.png")
 def predict(
     model: Annotated[str, typer.Argument(help="Model folder, id of a bundled model, or Hub id.")],
-    files: Annotated[list[Path], typer.Argument(help="Pictures.", exists=True, dir_okay=False)],
+    files: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.", exists=True)],
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each.")] = 3,
 ) -> None:
     """Name what is in pictures."""
+    from PIL import Image
+
     from . import load_model
 
-    for file, prediction in zip(files, load_model(model).predict(list(files), top=top), strict=True):
+    known = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN]
+    pictures = []
+    for path in files:
+        inside = sorted(item for item in path.rglob("*") if item.suffix.lower() in known and item.is_file())
+        if path.is_dir() and not inside:
+            raise typer.BadParameter(f"expected pictures in {path}, got none.")
+        pictures += inside if path.is_dir() else [path]
+    for file, prediction in zip(pictures, load_model(model).predict(pictures, top=top), strict=True):
         typer.echo(f"{file}: {prediction}")
 
 

@@ -586,7 +586,23 @@ def _origin(split: Any) -> dict[str, Any]:
         if match := _CACHED.search(Path(file["filename"]).as_posix()):
             return {"id": match["id"].replace("___", "/"), "revision": match["revision"]}
     info = getattr(split, "info", None)
-    return {"id": getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or "data in memory"}
+    name = getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or "data in memory"
+    return {"id": _folder_name(split) if name == "imagefolder" and isinstance(split, Dataset) else name}
+
+
+def _folder_name(split: Dataset) -> str:
+    """Of the folder whose folders are the classes, which ``load_dataset("imagefolder", data_dir=...)`` doesn't keep."""
+    column = next((name for name, feature in split.features.items() if isinstance(feature, Image)), None)
+    if column is None or not len(split):
+        return "imagefolder"
+    rows = range(0, len(split), max(1, len(split) // 32))  # files are in order, so that these lie in more than one class
+    pictures = _undecoded(split.select(rows), column)[:][column]
+    paths = [Path(picture["path"]) for picture in pictures if picture and picture.get("path")]
+    if not paths or not all(path.is_absolute() for path in paths):
+        return "imagefolder"
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    splits = {name for names in _NAMES.values() for name in names}
+    return (folder.parent if folder.name.lower() in splits else folder).name or "imagefolder"
 
 
 def _features(split: Any) -> Mapping[str, Any]:

@@ -74,6 +74,13 @@ def test_main_job(photos, source, tmp_path):
     assert str(model) in result.output
     assert (model / "report.html").exists()
     assert "training on 7 of 14 images" in (model / "README.md").read_text()
+    of_folder = run("predict", model, photos / "dark", photos / "bright" / "1.png", "--top", 1)
+    assert [line.partition(": ")[0] for line in of_folder.output.splitlines()] == [
+        *(str(photos / "dark" / f"{index}.png") for index in range(10)),
+        str(photos / "bright" / "1.png"),
+    ]
+    (tmp_path / "empty").mkdir()
+    assert "expected pictures in" in run("predict", model, tmp_path / "empty").output
     named = run("predict", model, photos / "dark" / "1.png", "--top", 1)
     assert re.search(r"1\.png: (bright|dark) \d+\.\d%", named.output)
     measured = run("evaluate", model, photos, "--seed", 5, "--output", tmp_path / "report")

@@ -86,6 +86,17 @@ def test_a_dict_of_splits_is_read_as_it_is():
         json.dumps(part.description)
 
 
+@pytest.mark.parametrize("inner", ["", "train"])
+def test_a_folder_that_datasets_read_keeps_its_name(tmp_path, inner):
+    for label in ("cat", "dog"):
+        folder = tmp_path / "my_photos" / inner / label
+        folder.mkdir(parents=True)
+        for index in range(3):
+            Picture.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
+    found = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "my_photos"), cache_dir=str(tmp_path / "cache"))
+    assert load_splits(found, ImagePolicy(size=(8, 8))).train.description["id"] == "my_photos"
+
+
 def test_what_is_missing_is_split_off():
     splits = read(table(90))
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [66, 6, 18]
