@@ -59,6 +59,7 @@ def test_a_card_measured_again():
 def test_a_cell_measured_again():
     name = random.SystemRandom().choice(sorted(CELLS))
     stated = CellResult.load(ROOT / "model_cards" / "results" / f"{name}.json")
+    assert f"[{CELLS[name].name}](model_cards/{CELLS[name].name}/README.md)" in (ROOT / "RESULTS.md").read_text()
     attack = from_dict(stated.cell["attacks"]["PGD-20"], KINDS)
     clean, robust, positions = measured_again(CELLS[name], stated.cell["target"]["id"], attack)
     words = f"{name} on the test images {positions.tolist()}"

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..files import write_files
-from ..hub import untrained_recipes
+from ..folder import CARD, read_config
+from ..hub import bundled_models, untrained_recipes
 from ..report import paired_bootstrap
 from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION, encode
 from .cell import WORST, Cell, CellResult
@@ -186,6 +187,7 @@ def render_results(plan: Plan, folder: Path, page: Path) -> str:
         tables=[_shown(table, results) for table in tables],
         num_cells=len({cell.key for table in tables for cell in table.cells}),
         results=dict(sorted(results.items())),
+        published=_published(page),
         untrained=sorted(untrained),
         sweeps=sorted(path.parent.name for path in folder.glob("*/sweep.csv")),
         front=front,
@@ -195,6 +197,16 @@ def render_results(plan: Plan, folder: Path, page: Path) -> str:
         attack=ATTACK,
         percent=lambda share: f"{100 * share:.2f}",
     )
+
+
+def _published(page: Path) -> dict[str, str]:
+    """Links to the cards of the models that lie in the checkout, by the hash of their weights."""
+    found = {}
+    for name, folder in bundled_models().items():
+        if weights := read_config(folder).get("cartl_hub", {}).get("weights_sha256"):
+            card = Path(os.path.relpath((folder / CARD).resolve(), page.resolve().parent)).as_posix()
+            found[weights] = f"[{name}]({card})"
+    return found
 
 
 def save_results(plan: Plan, folder: Path, page: Path) -> None:
