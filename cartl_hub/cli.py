@@ -879,7 +879,7 @@ def _results_table(measured: "Mapping[str, Measured]") -> Any:
     names = list(dict.fromkeys(name for one in measured.values() for name in one.verdicts))
     shown = Table("cell", *names)
     for title, one in measured.items():
-        shown.add_row(_plain(title), *(str(one.accuracy(name)) if name in one.verdicts else "" for name in names))
+        shown.add_row(_plain(title), *(f"{one.accuracy(name).accuracy:.2%}" if name in one.verdicts else "" for name in names))
     return shown
 
 

@@ -168,6 +168,7 @@ def test_run(make_cell, tmp_path, monkeypatch):
     assert folder.name == f"{cell.key}-{found.source['weights_sha256'][:8]}"  # other weights run in another folder
     model = load_model(folder / "model")
     assert found.made["weights_sha256"] == weights_sha256(model)
+    assert "Measured by: `this`" in (folder / "model" / "README.md").read_text()
     assert model.lineage["name"] == cell.model_name == "wrn10_1.at_toy-finetuning1-shades"
     images = torch.stack([torch.full((3, 32, 32), (200 + k if k % 2 == 0 else 50 + k) / 255) for k in range(10)])
     images[:, 1] = 90 / 255

@@ -261,6 +261,7 @@ def run_cell(
         command: That ran this.
     """
     target, source = cell.target, source or open_source_of(cell)
+    command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     origin = {
         "id": cell.source,
         "weights_sha256": weights_sha256(source.model),
@@ -281,7 +282,7 @@ def run_cell(
         tuner.splits = replace(tuner.splits, test=test.subset(stratified_sample(test.labels, cell.num_images, 0)))
     result = tuner.train()
     step = result.best.step if result.weights == "best" and result.best is not None else result.steps  # a run that overfitted
-    last, evaluated = _measure(cell, tuner, step, folder / "evaluation.last")
+    last, evaluated = _measure(cell, tuner, step, folder / "evaluation.last", command)
     measured_weights = weights_sha256(tuner.model)
     if keep:
         tuner.save()
@@ -290,7 +291,7 @@ def run_cell(
         best = last
         if result.best.step != step:
             tuner.model.load_state_dict(read_best(folder))
-            best, _ = _measure(cell, tuner, result.best.step, folder / "evaluation.best")
+            best, _ = _measure(cell, tuner, result.best.step, folder / "evaluation.best", command)
     splits, shown = tuner.splits, ("num_images", "index_hash", "fingerprint", "split")
     return CellResult(
         cell=cell.to_json(),
@@ -303,7 +304,7 @@ def run_cell(
         },
         validations=[asdict(found) for found in result.validations],
         made={
-            "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command,
             "commit": code_commit(),
             "files": files_hash(target.location),
             "weights_sha256": measured_weights,
@@ -315,10 +316,11 @@ def run_cell(
     )
 
 
-def _measure(cell: Cell, tuner: RobustFineTuner, step: int, resume: Path) -> tuple[Measured, dict[str, Any]]:
+def _measure(cell: Cell, tuner: RobustFineTuner, step: int, resume: Path, command: str) -> tuple[Measured, dict[str, Any]]:
     """Verdicts of the weights that the tuner holds, and with what they were computed."""
     if cell.attacks:
-        report = tuner.evaluate(attacks=cell.attacks, num_images=cell.num_images, curve=None, checks=False, resume=resume)
+        options: dict[str, Any] = {"curve": None, "checks": False, "resume": resume, "context": {"command": command}}
+        report = tuner.evaluate(attacks=cell.attacks, num_images=cell.num_images, **options)
         return Measured.of(report, step), report.environment
     begin = time.perf_counter()
     correct = classified_correctly(tuner.model, tuner.splits.test)[: cell.num_images]
