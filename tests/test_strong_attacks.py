@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import random
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -619,7 +620,7 @@ def test_square_breaks_a_model_without_gradient(toy, norm):
 LIBRARY_EPS = {"Linf": 0.06, "L2": 0.6}
 
 
-def theirs(name: str, model: nn.Module, images: Tensor, labels: Tensor, norm: str) -> Tensor:
+def theirs(name: str, model: nn.Module, images: Tensor, labels: Tensor, norm: str, seed: int) -> Tensor:
     """Adversarial images of the Adversarial Robustness Toolbox."""
     evasion = pytest.importorskip("art.attacks.evasion")
     from art.estimators.classification import PyTorchClassifier
@@ -627,7 +628,8 @@ def theirs(name: str, model: nn.Module, images: Tensor, labels: Tensor, norm: st
     classifier = PyTorchClassifier(
         model, nn.CrossEntropyLoss(), input_shape=(3, 8, 8), nb_classes=4, clip_values=(0.0, 1.0), device_type="cpu"
     )
-    np.random.seed(0)  # noqa: NPY002 (the library draws from it)
+    random.seed(seed)  # the library draws from both
+    np.random.seed(seed)  # noqa: NPY002
     eps = LIBRARY_EPS[norm]
     shared = {"norm": np.inf if norm == "Linf" else 2, "eps": eps, "batch_size": len(images), "verbose": False}
     if name == "Square":
@@ -643,15 +645,21 @@ def theirs(name: str, model: nn.Module, images: Tensor, labels: Tensor, norm: st
 @both_norms
 @pytest.mark.parametrize("name", ["APGD", "APGD DLR", "Square"])
 def test_as_strong_as_the_library(toy, name, norm):
-    expected = correct(toy[0], theirs(name, *toy, norm), toy[2]).double().mean().item()
-    assert 0.1 < expected < 0.99
+    model, images, labels = toy
     settings = {"eps": LIBRARY_EPS[norm], "norm": norm}
     ours = {
         "APGD": APGD(**settings, steps=20),
         "APGD DLR": APGD(**settings, steps=20, loss="dlr"),
         "Square": Square(**settings, queries=100),
     }
-    assert robust_acc(ours[name], *toy) <= expected + 0.005
+    seeds, indices = range(4), torch.arange(len(images))  # of one run, either is ahead by up to 2 points
+    found = [ours[name](model, images, labels, image_keys(seed, 0, indices), until_broken=True) for seed in seeds]
+    expected = [theirs(name, model, images, labels, norm, seed) for seed in seeds]
+    own, library = (
+        np.mean([correct(model, part, labels).double().mean().item() for part in parts]) for parts in (found, expected)
+    )
+    assert 0.1 < library < 1
+    assert own <= library + 0.01
 
 
 # Transfer
