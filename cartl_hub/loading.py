@@ -288,7 +288,8 @@ class _Reader:
         if not set_aside:
             return self.read(splits)
         expected = set_aside["index_hash"]
-        chosen = {key: set_aside[key] for key in ("seed", "test_seed", "test_share", "validation_share")}
+        chosen = {key: set_aside[key] for key in ("seed", "test_share", "validation_share")}
+        chosen["test_seed"] = set_aside.get("test_seed", set_aside["seed"])  # older models state one seed for both
         self.arguments = replace(self.arguments, **chosen)
         again = self.read(splits)
         if isinstance(again.test, ImageData) and again.test.description["index_hash"] != expected:

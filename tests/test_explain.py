@@ -532,6 +532,10 @@ def test_what_was_set_aside_for_a_model_is_again(tmp_path):
     again = load_splits(tmp_path / "photos", policy, trained_on=first.train.description)
     assert again.test.fingerprint() == first.test.fingerprint()
     assert again.train.fingerprint() == first.train.fingerprint()
+    older = load_splits(tmp_path / "photos", policy, DataArguments(seed=7, test_seed=7, test_share=0.3))
+    del older.train.description["split_off"]["test_seed"]  # as models state it that were made before there was one
+    again = load_splits(tmp_path / "photos", policy, trained_on=older.train.description)
+    assert again.test.fingerprint() == older.test.fingerprint()
     assert load_splits(tmp_path / "photos", policy).test.fingerprint() != first.test.fingerprint()
 
 

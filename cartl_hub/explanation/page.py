@@ -192,7 +192,7 @@ def summary(explanation: Findings) -> RenderableType:
                 f"{match.num_images:,} {queries}",
                 *shares,
                 f"{match.chance:.1%}",
-                f"{model.excess / model.loss:.1%}",
+                f"{model.excess:.2g}",
             ]
             table.add_row(*map(plain, cells))
     return Group(table, *(plain(note) for note in explanation.notes))
