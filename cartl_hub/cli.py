@@ -577,10 +577,11 @@ def predict(
     known = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN]
     pictures = []
     for path in files:
-        inside = sorted(item for item in path.rglob("*") if item.suffix.lower() in known and item.is_file())
-        if path.is_dir() and not inside:
+        inside = (item for item in path.rglob("*") if item.suffix.lower() in known and item.is_file())
+        found = sorted(inside) if path.is_dir() else [path]
+        if not found:
             raise typer.BadParameter(f"expected pictures in {path}, got none.")
-        pictures += inside if path.is_dir() else [path]
+        pictures += found
     for file, prediction in zip(pictures, load_model(model).predict(pictures, top=top), strict=True):
         typer.echo(f"{file}: {prediction}")
 

@@ -658,8 +658,8 @@ def test_as_strong_as_the_library(toy, name, norm):
     own, library = (
         np.mean([correct(model, part, labels).double().mean().item() for part in parts]) for parts in (found, expected)
     )
-    assert 0.1 < library < 1
-    assert own <= library + 0.01
+    assert 0.1 < library < 0.99
+    assert own <= library + 0.005
 
 
 # Transfer

@@ -90,7 +90,7 @@ def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None,
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "cell.lock"):
             if find_result(cell, results) is None:  # another process may have been faster
-                splits = _load(cell.target, source.model.image_policy)
+                splits = load_target(cell.target, source.model.image_policy)
                 done = run_cell(cell, folder, source=source, splits=splits, keep=keep, command=command)
                 done.save(result_path(cell, results))
             if not keep:
@@ -104,7 +104,7 @@ def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None,
 
 
 @lru_cache(maxsize=2)
-def _load(target: RecipeData, policy: ImagePolicy) -> Splits:
+def load_target(target: RecipeData, policy: ImagePolicy) -> Splits:
     """Read once in each process."""
     return target.load(policy, id=target.id)
 

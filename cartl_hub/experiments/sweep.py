@@ -21,7 +21,7 @@ from ..recipe import RecipeData
 from ..report.plots import encode
 from ..training import Schedule, TrainingArguments
 from .cell import Cell, CellResult
-from .run import find_result, run_cells
+from .run import find_result, load_target, run_cells
 from .sweep_page import PLACES, make_figures, render_sweep
 
 WHOLE = "all"
@@ -131,7 +131,7 @@ def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str |
     cells = sweep.cells()
     if missing := [cell for cell in cells.values() if find_result(cell, folder / "cells") is None]:
         most = max(missing, key=lambda cell: cell.target.read.train_images or 0)
-        most.target.load(open_untrained(most.source).image_policy, id=most.target.id)
+        load_target(most.target, open_untrained(most.source).image_policy)
     try:
         run_cells(cells.values(), results=folder / "cells", runs=folder / "runs", keep=False, jobs=jobs, command=command)
     finally:  # what is there is worth a table

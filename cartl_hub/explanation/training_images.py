@@ -97,9 +97,8 @@ class ClassifierLoss:
         """
         gradient = self.gradient
         step = self.solve(gradient[None], damping)[0]
-        return min(
-            float((gradient * step).sum().clamp(min=0)) / 2, float(self.value())
-        )  # far from it, Newton's method overshoots
+        above = float((gradient * step).sum().clamp(min=0)) / 2
+        return min(above, float(self.value()))  # far from the minimum Newton's method overshoots
 
     def refitted(self) -> Self:
         """With the parameters at the minimum, from zero by L-BFGS.
