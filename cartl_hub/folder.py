@@ -117,6 +117,11 @@ def _forget_report(folder: Path, digest: str) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def stated_weights(folder: Path) -> str | None:
+    """Hash of a model's weights, as its config states it."""
+    return read_config(folder).get("cartl_hub", {}).get("weights_sha256")
+
+
 def read_report(folder: Path) -> Report | None:
     """The report in a model folder, where there is one.
 

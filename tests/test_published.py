@@ -14,14 +14,14 @@ from cartl_hub import PGD, Report, evaluate, load_model, load_test_split
 from cartl_hub.config import from_dict
 from cartl_hub.evaluation.given import Part
 from cartl_hub.experiments import CellResult
-from cartl_hub.folder import read_config
+from cartl_hub.folder import stated_weights
 from cartl_hub.hub import bundled_models
 from cartl_hub.recipe import KINDS
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 MODELS = {name: folder for name, folder in bundled_models().items() if folder.parent.name == "model_cards"}
-BY_WEIGHTS = {read_config(folder)["cartl_hub"]["weights_sha256"]: folder for folder in MODELS.values()}
+BY_WEIGHTS = {stated_weights(folder): folder for folder in MODELS.values()}
 CELLS = {
     path.stem: BY_WEIGHTS[weights]
     for path in sorted((ROOT / "model_cards" / "results").glob("*.json"))

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..files import write_files
-from ..folder import CARD, read_config
+from ..folder import CARD, stated_weights
 from ..hub import bundled_models, untrained_recipes
 from ..report import paired_bootstrap
 from ..report.plots import BLUE, GREY, ORANGE, STYLE, VERMILION, encode
@@ -203,7 +203,7 @@ def _published(page: Path) -> dict[str, str]:
     """Links to the cards of the models that lie in the checkout, by the hash of their weights."""
     found = {}
     for name, folder in bundled_models().items():
-        if weights := read_config(folder).get("cartl_hub", {}).get("weights_sha256"):
+        if weights := stated_weights(folder):
             card = Path(os.path.relpath((folder / CARD).resolve(), page.resolve().parent)).as_posix()
             found[weights] = f"[{name}]({card})"
     return found

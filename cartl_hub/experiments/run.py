@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..blocks import list_blocks
 from ..finetuner import open_untrained
-from ..folder import ModelError, read_config
+from ..folder import ModelError, stated_weights
 from ..hub import find_model, untrained_recipes
 from ..images import ImagePolicy
 from ..loading import Splits
@@ -165,6 +165,6 @@ def _weights(source: str) -> str | None:
         return None
     try:
         folder, _ = find_model(source, local_files_only=True)
-        return read_config(folder).get("cartl_hub", {}).get("weights_sha256")
+        return stated_weights(folder)
     except ModelError:
         return None
