@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
 from .blocks import list_blocks
+from .hub import bundled_models, untrained_recipes
 from .licences import LICENCES
 from .models import Classifier
 from .report import Report, eps_text
@@ -89,11 +90,13 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
     Args:
         model: With its lineage.
         report: What was measured; without one the card says so.
-        repo_id: Id on the Hub under which the card says that it is loaded; by default the model's name.
+        repo_id: Id on the Hub under which the card says that it is loaded; by default the name of a bundled model, or the path
+            of the folder.
     """
     lineage = model.lineage
     name = lineage.get("name", model.architecture)
     data, source, method = lineage.get("data", {}), lineage.get("source"), lineage.get("method", {})
+    loaded_as = name if name in bundled_models() | untrained_recipes() else "path/to/this/folder"
     needs_import = hasattr(model.backbone, "model_args")  # registered with timm by this package
     kind, chance = "transfer" if source else "source", 1 / model.num_classes
     low, high = report.robust.interval if report else (0.0, 1.0)
@@ -117,7 +120,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         card_data,
         template_path=str(TEMPLATE),
         name=name,
-        model_id=repo_id or name,
+        model_id=repo_id or loaded_as,
         title=lineage.get("title") or _title(model),
         architecture=model.architecture,
         num_parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),

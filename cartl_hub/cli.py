@@ -573,6 +573,7 @@ def predict(
     from PIL import Image
 
     from . import load_model
+    from .report import printable
 
     known = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN]
     pictures = []
@@ -583,7 +584,7 @@ def predict(
             raise typer.BadParameter(f"expected pictures in {path}, got none.")
         pictures += found
     for file, prediction in zip(pictures, load_model(model).predict(pictures, top=top), strict=True):
-        typer.echo(f"{file}: {prediction}")
+        typer.echo(printable(f"{file}: {prediction}"))
 
 
 @app.command(epilog="Example: cartl-hub pretrain model_cards/wrn16_2.fdm4_cifar100/recipe.yaml")
@@ -644,9 +645,11 @@ def sources(
     "recipe only": not trained yet; `cartl-hub pretrain` makes it.
     """
     from rich.table import Table
+    from rich.text import Text
 
     from . import ModelError, list_sources
     from .hub import models_table
+    from .report import printable
 
     if markdown:
         typer.echo(models_table())
@@ -671,7 +674,7 @@ def sources(
             "-" if info.size is None else f"{info.size / 1e6:.1f}",
             info.where + (f"\n{info.revision[:7]}" if info.revision else ""),
         )
-        table.add_row(*map(_plain, cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     _show(table)
     if unreachable is not None:  # what is here is shown first
         raise unreachable
@@ -877,10 +880,12 @@ def _results_table(measured: "Mapping[str, Measured]") -> Any:
     """Accuracies of cells."""
     from rich.table import Table
 
+    from .report.page import plain
+
     names = list(dict.fromkeys(name for one in measured.values() for name in one.verdicts))
     shown = Table("cell", *names)
     for title, one in measured.items():
-        shown.add_row(_plain(title), *(f"{one.accuracy(name).accuracy:.2%}" if name in one.verdicts else "" for name in names))
+        shown.add_row(plain(title), *(f"{one.accuracy(name).accuracy:.2%}" if name in one.verdicts else "" for name in names))
     return shown
 
 
@@ -984,13 +989,6 @@ def quickstart(
     from .quickstart import run
 
     run(output)
-
-
-def _plain(text: str) -> Any:
-    """Somebody else's words, without markup and control characters."""
-    from rich.text import Text
-
-    return Text("".join(letter for letter in text if letter.isprintable() or letter == "\n"))
 
 
 def _show(renderable: Any) -> None:

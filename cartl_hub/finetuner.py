@@ -99,7 +99,7 @@ class RobustFineTuner:
         self.method.adapt(self.model)
         self.model.stored_as = torch.float32  # a source of half precision makes none of a model that is trained from it
         data_id = re.sub(r"[^\w.-]+", "_", str(self.splits.train.description.get("id", "data")).rsplit("/", 1)[-1])
-        self.name = name or f"{self.model.architecture}.{_tag(self.method)}_{data_id}"
+        self.name = name or f"{self.model.architecture}.{self.method.tag}_{data_id}"
         if not re.fullmatch(r"[\w][\w.-]*", self.name):
             raise ValueError(f"expected a name of letters, digits, '.', '_' and '-', got {self.name!r}.")
         self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.name
@@ -333,11 +333,6 @@ def open_untrained(name: str) -> Classifier:
                 return create_model(name)
         raise ModelError(f"{error}{_similar(name)}") from error
     return build_model(read_config(folder))
-
-
-def _tag(method: Method) -> str:
-    blocks = getattr(method, "num_blocks", None)
-    return type(method).__name__.lower() + ("" if blocks is None else str(blocks))
 
 
 def _similar(name: str) -> str:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import cartl_hub
 from cartl_hub import ModelError, load_model, save_model
-from cartl_hub.cli import _command, _plain, app, main
+from cartl_hub.cli import _command, app, main
 from cartl_hub.testing import LocalHub
 
 COMMANDS = ("finetune", "evaluate", "compare", "predict", "pretrain", "blocks", "sources", "publish", "import", "card")
@@ -237,8 +237,14 @@ def test_version():
     assert run("--version").output.strip() == cartl_hub.__version__
 
 
-def test_names_of_others_are_shown_as_they_are():
-    assert _plain("[/bold]a\x1b[2Jb").plain == "[/bold]a[2Jb"
+def test_names_of_classes_do_not_steer_the_terminal(tmp_path):
+    model = make_model("wrn10_1", num_classes=2)
+    model.label_names = ("a\x1b[2Jb", "[/bold]\u202ec")
+    save_model(model, tmp_path / "model")
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    output = run("predict", tmp_path / "model", tmp_path / "picture.png").output
+    assert "a [2Jb" in output
+    assert "[/bold] c" in output
 
 
 def test_unknown_names_are_answered_with_similar_ones():

@@ -124,9 +124,7 @@ class Cell:
     @property
     def _parts(self) -> tuple[str, str]:
         """Method and target, for names."""
-        blocks = self.method.trained_blocks
-        method = type(self.method).__name__.lower() + ("" if blocks is None else str(blocks))
-        return method, _word(self.target.id.rpartition("/")[2])
+        return self.method.tag, _word(self.target.id.rpartition("/")[2])
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,6 +58,12 @@ class Method(ABC):
         return None
 
     @property
+    def tag(self) -> str:
+        """For names of models: the method, and how many blocks it trains or splits off, e.g. "neft4"."""
+        blocks = getattr(self, "num_blocks", None)
+        return type(self).__name__.lower() + ("" if blocks is None else str(blocks))
+
+    @property
     def uses_labels(self) -> bool:
         """Whether labels are learned. A method that uses none leaves the classifier untrained and draws its own views."""
         return True

@@ -13,4 +13,5 @@ from .results import WorstCase as WorstCase
 from .results import eps_text as eps_text
 from .results import paired_bootstrap as paired_bootstrap
 from .results import plain_json as plain_json
+from .results import printable as printable
 from .results import threat_text as threat_text

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ..files import write_files
 from . import plots
-from .results import FILES, AttackResult, Check, Curve, Results, WorstCase, eps_text, text
+from .results import FILES, AttackResult, Check, Curve, Results, WorstCase, eps_text, printable, text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCALED_UP = 96  # images of fewer pixels a side are shown with square pixels
@@ -117,6 +117,7 @@ def render(template: str, **content: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,  # names of classes and models are other people's text
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -245,4 +246,4 @@ def summary(report: Results) -> RenderableType:
 
 def plain(words: str, style: str = "") -> Text:
     """Somebody's words on one line, without the codes that steer a terminal."""
-    return Text("".join(letter if letter.isprintable() else " " for letter in words), style)
+    return Text(printable(words).replace("\n", " "), style)

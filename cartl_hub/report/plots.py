@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .results import Accuracy, AttackResult, Curve, Results, WorstCase
+from .results import Accuracy, AttackResult, Curve, Results, WorstCase, printable
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
 BLUE, ORANGE, VERMILION, BLACK, GREY = "#0072B2", "#E69F00", "#D55E00", "#1a1a1a", "#767676"
@@ -155,5 +155,5 @@ def _bar_axes(axes: Any, labels: list[str], meaning: str) -> None:
 
 def short(name: str, longest: int) -> str:
     """One line; no control characters, which XML can't hold."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in name)
+    shown = printable(name).replace("\n", " ")
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"

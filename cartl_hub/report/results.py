@@ -537,6 +537,11 @@ class Results:
         )
 
 
+def printable(words: str) -> str:
+    """Somebody's words without control characters, and without those that turn the direction of what follows."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in words)
+
+
 def text(value: Any) -> str:
     """Any JSON, for people."""
     match value:
