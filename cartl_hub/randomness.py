@@ -90,6 +90,14 @@ def step_seed(seed: int, step: int, process: int) -> int:
     return _signed((seed * 1_000_003 + step) * 4096 + process)
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of one device; ``torch.manual_seed`` also asks for all other accelerators,
+    which takes longer than a small training step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def permutation(seed: int, epoch: int, num: int) -> Tensor:
     """Order of ``num`` images in one epoch, on the CPU."""
     key = image_keys(seed, epoch, torch.tensor([-2]))

@@ -5,7 +5,19 @@ import scipy.stats
 import torch
 
 from cartl_hub import randomness
-from cartl_hub.randomness import CROP, FLIP, RESTART, START, fold_in, image_keys, normal, permutation, random_keys, uniform
+from cartl_hub.randomness import (
+    CROP,
+    FLIP,
+    RESTART,
+    START,
+    fold_in,
+    image_keys,
+    normal,
+    permutation,
+    random_keys,
+    seed_generators,
+    uniform,
+)
 
 UNLIKELY = 1e-4  # the numbers are fixed: a sound generator passes once and for all
 WORD = 1 << 64
@@ -211,3 +223,10 @@ def test_each_image_gets_each_place():
     places = torch.stack([permutation(0, epoch, 10).argsort() for epoch in range(5000)])
     for image in range(10):
         assert scipy.stats.chisquare(torch.bincount(places[:, image], minlength=10).numpy()).pvalue > UNLIKELY
+
+
+def test_generators_are_seeded_as_by_torch():
+    torch.manual_seed(-5)
+    expected = torch.rand(3)
+    seed_generators(-5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)

@@ -29,7 +29,7 @@ from ..data import Data, DataError, ImageData, listed
 from ..methods import Batch, Method
 from ..methods.method import Images
 from ..models import Classifier
-from ..randomness import image_keys, step_seed
+from ..randomness import image_keys, seed_generators, step_seed
 from ..spectral import plain_state_dict
 from ..weights import content_hash
 from .arguments import TrainingArguments
@@ -210,7 +210,7 @@ class _Run:
         extractor = [layer for layer in layers if id(layer) not in tuned]
         if self.accelerator.is_main_process:
             logger.info(self.bn.describe(extractor, submodel))
-        torch.manual_seed(step_seed(self.arguments.seed, -1, 0))  # of what the method draws: the same in every process
+        seed_generators(step_seed(self.arguments.seed, -1, 0), device)  # of what the method draws: the same in every process
         with self.method.setup(working, self._known_images()) as modules, self.bn.hold(extractor, submodel):
             task = Task(working, self.method, modules).to(device)
             return self._fit(task)
@@ -285,7 +285,7 @@ class _Run:
         saved_at = begun = time.monotonic()
         ended = start == self.num_steps or self.result.stopped is not None
         data = self.data if arguments.cache is None or ended else self._cache(task, start)
-        wrapped = accelerator.prepare_model(task)
+        wrapped = accelerator.prepare_model(task).train()
         self._open_logs()
         if self.checkpoint is None and arguments.precision == "auto":
             self._save(task, optimizer, 0)  # a run that dies before its first checkpoint must not choose again
@@ -348,14 +348,15 @@ class _Run:
 
     def _step(self, wrapped, task: Task, optimizer, trained: list[nn.Parameter], drawn, step: int) -> None:
         arguments, device = self.arguments, self.accelerator.device
-        torch.manual_seed(step_seed(arguments.seed, step, self.accelerator.process_index))
+        seed_generators(step_seed(arguments.seed, step, self.accelerator.process_index), device)
         labels, indices = drawn.labels.to(device), drawn.indices.to(device)
         keys = image_keys(arguments.seed, drawn.epoch, indices)
         images = self._see(drawn.images, keys) if self.features is None else self.features(drawn.indices, drawn.epoch)
         batch = Batch(images, labels, indices, keys, step / self.num_steps)
         for group in optimizer.param_groups:
             group["lr"] = arguments.lr * arguments.schedule.factor(step, self.num_steps)
-        wrapped.train()
+        if not task.model.training:  # setting it takes as long as a small step
+            wrapped.train()
         outputs = wrapped(batch)
         outputs["loss"].backward()  # accelerate's backward divides by what the environment says of accumulation
         self._record(step, outputs, labels)
