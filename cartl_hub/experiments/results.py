@@ -222,7 +222,8 @@ def _shown(table: Table, results: Mapping[str, CellResult]) -> dict:
     claims = [claim_text(claim, differences(table, claim, results)) for claim in table.claims]
     rows = [(row.label, [_entry(row, column, table.attack, results) for column in table.columns]) for row in table.rows]
     kept = ("title", "columns", "notes", "attack")
-    return {"rows": rows, "claims": claims, **{name: getattr(table, name) for name in kept}}
+    was_run = any(cell.key in results for cell in table.cells)
+    return {"rows": rows, "claims": claims, "was_run": was_run, **{name: getattr(table, name) for name in kept}}
 
 
 def _entry(row: Row, column: str, attack: str, results: Mapping[str, CellResult]) -> str:
