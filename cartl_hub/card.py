@@ -143,7 +143,8 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         arguments=_plain_yaml(lineage.get("arguments")),
         lineage=_lineage_lines(lineage),
         notes=lineage.get("notes", []),
-        licence=lineage.get("licence", "not stated"),
+        licence=lineage.get("licence") or "not stated",
+        source_licence=(source or {}).get("licence"),
         data_licence=data.get("licence", "that of the data set"),
         citations=[text for names, text in CITATIONS if not _names(method).isdisjoint(names)],
         percent=percent,
@@ -250,8 +251,16 @@ def _title(model: Classifier) -> str:
         return f"A {model.architecture} imported from `{model.lineage['imported']['file']}`."
     data = model.lineage.get("data", {}).get("id", "unknown data")
     source = model.lineage.get("source")
-    start = f"A {model.architecture} " + (f"fine-tuned from `{source['id']}`" if source else "trained")
-    return f"{start} on {data} with {model.lineage.get('method', {}).get('name', 'an unknown method')}."
+    method = model.lineage.get("method", {}).get("name", "an unknown method")
+    if _is_untrained(model.lineage):
+        return f"A {model.architecture} to be fine-tuned from `{source['id']}` on {data} with {method}; not trained yet."
+    start = f"fine-tuned from `{source['id']}`" if source else "trained"
+    return f"A {model.architecture} {start} on {data} with {method}."
+
+
+def _is_untrained(lineage: Mapping[str, Any]) -> bool:
+    """Whether it was saved before its fine-tuning."""
+    return bool(lineage.get("source") and lineage.get("arguments") and not lineage.get("result"))
 
 
 def _source_line(source: Mapping[str, Any] | None) -> str | None:

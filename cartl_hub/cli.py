@@ -215,6 +215,9 @@ def finetune(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.", rich_help_panel=RESULT)
     ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the new weights, e.g. mit; by default none is stated.", rich_help_panel=RESULT)
+    ] = None,
     push_to: Annotated[
         str | None,
         typer.Option(help="Publish as org/name on the Hub; the token is checked first.", rich_help_panel=RESULT),
@@ -260,6 +263,7 @@ def finetune(
             seed=seed,
         ),
         output_dir=output,
+        licence=licence,
         push_to_hub=push_to is not None,
         hub_model_id=push_to,
         hub_private_repo=private,

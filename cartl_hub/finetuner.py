@@ -51,6 +51,8 @@ class RobustFineTuner:
         data_arguments: How to read the data.
         output_dir: Where checkpoints, logs and the model go; by default ``runs/`` and the model's name.
         name: Of the new model; by default architecture, method and data.
+        licence: Of the new weights, for card and config, e.g. "mit"; by default none is stated, as it depends on the source's and
+            on that of your data.
         revision: Commit, branch or tag of a source on the Hub.
         push_to_hub: Publish the model whenever :meth:`save` writes it. Token, rights and card are checked here.
         hub_model_id: "org/name" to publish as; by default the model's name, in the user's own namespace.
@@ -75,6 +77,7 @@ class RobustFineTuner:
         data_arguments: DataArguments | None = None,
         output_dir: str | Path | None = None,
         name: str | None = None,
+        licence: str | None = None,
         revision: str | None = None,
         push_to_hub: bool = False,
         hub_model_id: str | None = None,
@@ -107,7 +110,8 @@ class RobustFineTuner:
             raise ValueError(f"expected a folder for output_dir, got the file {self.output_dir}.")
         self.result: Result | None = None
         self.report: Report | None = None
-        self._licence = self.model.lineage.get("licence") or self.model.backbone.pretrained_cfg.get("license")
+        of_source = self.model.lineage.get("licence") or self.model.backbone.pretrained_cfg.get("license")
+        self.source, self._licence = self.source | ({"licence": of_source} if of_source else {}), licence
         self.model.lineage = self._lineage(None)
         self.commit: CommitInfo | None = None  # of the last time that it was published
         self.hub_model_id, self._hub_token, self._push = hub_model_id, hub_token, push_to_hub

@@ -140,6 +140,8 @@ def model_config(model: Classifier, weights_sha256: str | None = None) -> dict[s
         for key in ("pool_size", "first_conv", "classifier", "license", "fixed_input_size")
         if cfg.get(key) is not None
     }
+    if "licence" in model.lineage:  # of these weights, which need not be that of those they were made from
+        shown["license"] = model.lineage["licence"]
     return {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
@@ -156,7 +158,6 @@ def model_config(model: Classifier, weights_sha256: str | None = None) -> dict[s
             "crop_mode": policy.crop_mode,
             "num_classes": model.num_classes,
             **shown,
-            **({"license": model.lineage["licence"]} if model.lineage.get("licence") else {}),
         },
         "cartl_hub": {
             "format_version": FORMAT_VERSION,
@@ -204,8 +205,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        if not path.is_file() or path.stat().st_size > _CONFIG_BYTES:
-            raise ModelError(f"expected a file of at most {_CONFIG_BYTES >> 20} MB in {path}.")
+        if not path.is_file():
+            raise ModelError(f"expected a model folder with a {CONFIG}, got {folder} without one.")
+        if path.stat().st_size > _CONFIG_BYTES:
+            raise ModelError(f"expected at most {_CONFIG_BYTES >> 20} MB in {path}, got {path.stat().st_size >> 20} MB.")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"expected JSON in {path}: {error}") from error

@@ -348,7 +348,7 @@ def test_only_robust_models_are_tagged_so(wrn, threat, robust_correct, tagged):
 def test_a_card_says_where_weights_and_package_come_from(wrn, lineage, origin):
     wrn.lineage = lineage
     assert f"Weights: {origin}." in render_card(wrn)
-    assert "pip install cartl-hub" in render_card(wrn)
+    assert "With `cartl_hub` installed" in render_card(wrn)
 
 
 # Rights

@@ -415,10 +415,14 @@ def _sampled(test: Any, num_images: int | None) -> tuple[Any, int | None]:
 
 
 def _by_name(attacks: Any) -> dict[str, Attack]:
-    if not isinstance(attacks, Mapping) or not all(
-        isinstance(name, str) and isinstance(attack, Attack) for name, attack in attacks.items()
-    ):
+    if not isinstance(attacks, Mapping) or not all(isinstance(name, str) for name in attacks):
         raise TypeError(f"expected attacks by name, such as {{'PGD-20': PGD(...)}}, got {attacks!r:.200}.")
+    for name, attack in attacks.items():
+        if not isinstance(attack, Attack):
+            raise TypeError(
+                f"expected an attack for {name!r}, such as PGD(...) or one of your own that derives from "
+                f"cartl_hub.Attack and has perturb, got {attack!r:.200}."
+            )
     return dict(attacks)
 
 
