@@ -13,7 +13,7 @@ from .blocks import list_blocks
 from .hub import bundled_models, untrained_recipes
 from .licences import LICENCES
 from .models import Classifier
-from .report import Report, eps_text
+from .report import Report, eps_text, printable
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
 CITATIONS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -93,7 +93,9 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         repo_id: Id on the Hub under which the card says that it is loaded; by default the name of a bundled model, or the path
             of the folder.
     """
-    lineage = model.lineage
+    lineage = model.lineage | {
+        key: _one_line(model.lineage[key]) for key in ("source", "data", "licence") if key in model.lineage
+    }
     name = lineage.get("name", model.architecture)
     data, source, method = lineage.get("data", {}), lineage.get("source"), lineage.get("method", {})
     loaded_as = name if name in bundled_models() | untrained_recipes() else "path/to/this/folder"
@@ -121,7 +123,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         template_path=str(TEMPLATE),
         name=name,
         model_id=repo_id or loaded_as,
-        title=lineage.get("title") or _title(model),
+        title=lineage.get("title") or _title(model, lineage),
         architecture=model.architecture,
         num_parameters=sum(parameter.numel() for parameter in model.backbone.parameters()),
         num_classes=model.num_classes,
@@ -246,21 +248,33 @@ def describe_data(data: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _title(model: Classifier) -> str:
-    if model.lineage.get("imported"):
-        return f"A {model.architecture} imported from `{model.lineage['imported']['file']}`."
-    data = model.lineage.get("data", {}).get("id", "unknown data")
-    source = model.lineage.get("source")
-    method = model.lineage.get("method", {}).get("name", "an unknown method")
-    if _is_untrained(model.lineage):
+def _one_line(value: Any) -> Any:
+    """Somebody else's words, as plain text on one line of Markdown."""
+    if isinstance(value, Mapping):
+        return {key: _one_line(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_one_line(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    plain = printable(value).replace("\n", " ").replace("`", "'")
+    return plain.replace("<", "&lt;").replace("|", "\\|").replace("[", "\\[")
+
+
+def _title(model: Classifier, lineage: Mapping[str, Any]) -> str:
+    if lineage.get("imported"):
+        return f"A {model.architecture} imported from `{lineage['imported']['file']}`."
+    data = lineage.get("data", {}).get("id", "unknown data")
+    source = lineage.get("source")
+    method = lineage.get("method", {}).get("name", "an unknown method")
+    if source and _is_untrained(lineage):
         return f"A {model.architecture} to be fine-tuned from `{source['id']}` on {data} with {method}; not trained yet."
     start = f"fine-tuned from `{source['id']}`" if source else "trained"
     return f"A {model.architecture} {start} on {data} with {method}."
 
 
 def _is_untrained(lineage: Mapping[str, Any]) -> bool:
-    """Whether it was saved before its fine-tuning."""
-    return bool(lineage.get("source") and lineage.get("arguments") and not lineage.get("result"))
+    """Whether it was saved before its training."""
+    return bool(lineage.get("arguments") and not lineage.get("result"))
 
 
 def _source_line(source: Mapping[str, Any] | None) -> str | None:
@@ -294,7 +308,7 @@ def _training_lines(lineage: Mapping[str, Any]) -> list[str]:
         hashed = f", index hash {data['index_hash']}" if data.get("index_hash") else ""
         lines.append(f"Data: {describe_data(data)}{hashed}.")
     result = lineage.get("result")
-    if lineage.get("arguments") and not result:
+    if _is_untrained(lineage):
         lines.append("Not trained yet.")
     if result:
         number, speed = (lineage.get("data") or {}).get("num_images"), result["images_per_second"]

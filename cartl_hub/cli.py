@@ -439,14 +439,20 @@ def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[s
         model, told = opened.model, {key: value for key, value in opened.origin.items() if key == "revision"}
         return model.eval(), model.image_policy, model.label_names, model.lineage, told
     import importlib
+    import traceback
 
     from torch import nn
 
     sys.path.insert(0, str(Path.cwd()))
     try:
-        model = getattr(importlib.import_module(module_name), function)()
+        make = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError) as error:
         raise typer.BadParameter(f"expected module:function, where function() makes a torch module: {error}.") from error
+    try:
+        model = make()
+    except Exception as error:  # somebody else's code; its traceback is of use to them, and 1 is the code of a failed check
+        traceback.print_exc()
+        raise typer.BadParameter(f"expected a torch module from {name}, which ended with {type(error).__name__}.") from error
     if not isinstance(model, nn.Module):
         raise typer.BadParameter(f"expected a torch module from {name}, got {type(model).__name__}.")
     if isinstance(model, Classifier):

@@ -1,14 +1,63 @@
-"""Files that are replaced as a whole."""
+"""Files that are replaced as a whole, and folders that one run at a time works in."""
 
 import glob
 import hashlib
+import logging
 import os
+import platform
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
 STALE = 3600.0  # seconds after which nobody is still writing a file
+
+
+class BusyError(RuntimeError):
+    """Another run works in a folder."""
+
+
+_held: set[Path] = set()  # by this process, whose own locks don't keep it out
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file for this run; the lock ends with the block or with the process, however it dies.
+
+    Raises:
+        BusyError: If another run holds it.
+    """
+    own = path.resolve()
+    with open(path, "a+") as file:
+        if own in _held:
+            raise BusyError(_busy(path, "another thread of this process"))
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a decoding worker would keep it for a dead run
+            except (BlockingIOError, PermissionError) as error:
+                file.seek(0)
+                raise BusyError(_busy(path, f"process {file.read().strip() or 'unknown'}")) from error
+            except OSError as error:  # a file system without locks
+                logger.warning("%s can't be locked (%s): take care that one run at a time uses the folder", path, error)
+        _held.add(own)
+        try:
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+        finally:
+            _held.discard(own)
+
+
+def _busy(path: Path, who: str) -> str:
+    return f"expected no other run in {path.parent}, got {who}, which works there. Wait for it, end it, or use another folder."
 
 
 def write_file(path: Path, content: bytes | str) -> None:

@@ -169,7 +169,7 @@ class RobustFineTuner:
         """Clean and robust accuracy on the test split, as :func:`cartl_hub.evaluate` measures it.
 
         Args:
-            attacks: By name; FGSM, PGD-20, PGD-100 and PGD-20 in L2 by default.
+            attacks: By name; by default :func:`cartl_hub.default_attacks`.
             num_images: Of the test split, as for :func:`cartl_hub.evaluate`; all by default.
             kwargs: As for :func:`cartl_hub.evaluate`.
         """

@@ -92,18 +92,37 @@ def find_model(name: str | Path, revision: str | None = None, **client: Any) -> 
 
     Args:
         name: As for :func:`load_model`.
-        revision: On the Hub.
+        revision: On the Hub, where the model then must be.
         client: Further arguments of ``huggingface_hub.snapshot_download``.
 
     Raises:
         ModelError: If there is none.
     """
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None
+    if revision is None:
+        if found := _find_here(name):
+            return found
+    elif not is_hub_id:
+        raise ModelError(f"expected a Hub id 'org/name' with revision={revision!r}, got {str(name)!r}; leave revision out.")
+    if not is_hub_id:
+        known = ", ".join(bundled_models()) or "no bundled models"
+        raise ModelError(f"expected a folder, a Hub id 'org/name' or one of {known}, got {str(name)!r}.")
+    try:
+        folder = download(str(name), revision, files=(WEIGHTS, CONFIG, REPORT, CARD), **client)
+    except ModelError as error:
+        raise ModelError(f"{error} There is no folder {str(name)!r} here either.") from error.__cause__
+    if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
+        raise ModelError(_incomplete(str(name), folder, client))
+    return folder, {"id": str(name), "revision": folder.name}
+
+
+def _find_here(name: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """A model folder or a bundled model; None where there is nothing of that name."""
     path = Path(name)
     if (path / CONFIG).exists():
         return path, {"id": path.resolve().name}
-    bundled = bundled_models()
-    if str(name) in bundled:
-        return bundled[str(name)], {"id": str(name), "bundled": True}
+    if bundled := bundled_models().get(str(name)):
+        return bundled, {"id": str(name), "bundled": True}
     if recipe := untrained_recipes().get(str(name)) or (path if (path / RECIPE).exists() else None):
         raise ModelError(
             f"expected a trained model, got {str(name)!r}, of which there is a recipe only: "
@@ -113,17 +132,7 @@ def find_model(name: str | Path, revision: str | None = None, **client: Any) -> 
         raise ModelError(f"expected {CONFIG} and {WEIGHTS} in {path}, got {sorted(item.name for item in path.iterdir())[:10]}.")
     if path.is_file():
         raise ModelError(f"expected a model folder with {CONFIG} and {WEIGHTS}, got the file {path}.")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise ModelError(
-            f"expected a folder, a Hub id 'org/name' or one of {', '.join(bundled) or 'no bundled models'}, got {str(name)!r}."
-        )
-    try:
-        folder = download(str(name), revision, files=(WEIGHTS, CONFIG, REPORT, CARD), **client)
-    except ModelError as error:
-        raise ModelError(f"{error} There is no folder {str(name)!r} here either.") from error.__cause__
-    if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
-        raise ModelError(_incomplete(str(name), folder, client))
-    return folder, {"id": str(name), "revision": folder.name}
+    return None
 
 
 def download(repo_id: str, revision: str | None, *, files: Sequence[str], **client: Any) -> Path:

@@ -287,16 +287,22 @@ class _Reader:
         set_aside = self._set_aside(splits, trained_on)
         if not set_aside:
             return self.read(splits)
-        expected = set_aside["index_hash"]
         chosen = {key: set_aside[key] for key in ("seed", "test_share", "validation_share")}
         chosen["test_seed"] = set_aside.get("test_seed", set_aside["seed"])  # older models state one seed for both
         self.arguments = replace(self.arguments, **chosen)
         again = self.read(splits)
-        if isinstance(again.test, ImageData) and again.test.description["index_hash"] != expected:
-            raise DataError(
-                f"expected the images that were set aside when the model was trained (index hash {expected}), got others "
-                f"({again.test.description['index_hash']}); the data have changed since, so that some may have been trained on."
+        if isinstance(again.test, ImageData):
+            expected, got = (
+                {"index hash": one.get("index_hash"), "pixels": one.get("pixels")}
+                for one in (set_aside, again.test.description | {"pixels": _pixel_hash(again.test)})
             )
+            if expected["pixels"] is None:  # an older model
+                got["pixels"] = None
+            if got != expected:
+                raise DataError(
+                    f"expected the images that were set aside when the model was trained ({expected}), got others ({got}); the "
+                    "data have changed since, or their files have other names, so that some may have been trained on."
+                )
         return again
 
     def _set_aside(self, splits: Mapping[str, Any], trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -493,7 +499,7 @@ class _Reader:
         if missing:
             self._note(f"no training image of {len(missing)} of {len(train.label_names)} classes: {listed(missing)}")
         if "index_hash" in parts["test"].description:
-            train.description["split_off"] = self._split_off(parts["test"].description["index_hash"])
+            train.description["split_off"] = self._split_off(parts["test"])
         train.description["fingerprint"] = train.fingerprint()
         return Splits(train, parts["validation"], parts["test"], tuple(self.notes))
 
@@ -515,10 +521,15 @@ class _Reader:
         )
         return chosen
 
-    def _split_off(self, test_hash: str | None) -> dict[str, Any]:
-        """How the test part was made, to make it again."""
+    def _split_off(self, test: ImageData | None) -> dict[str, Any]:
+        """How the test part was made, to make it again, and what was in it, to know whether it is the same."""
         names = ("seed", "test_seed", "test_share", "validation_share")
-        return {name: getattr(self.arguments, name) for name in names} | {"index_hash": test_hash}
+        known = {} if test is None else {"pixels": _pixel_hash(test)}
+        return {
+            **{name: getattr(self.arguments, name) for name in names},
+            "index_hash": None if test is None else test.description["index_hash"],
+            **known,
+        }
 
     def _stream(self, roles: Mapping[str, Any], image: str, label: str) -> Splits:
         if self.arguments.train_images or self.arguments.train_share:
@@ -629,6 +640,12 @@ def _column(features: Mapping[str, Any], role: str, named: str | None, kinds: tu
         remedy = "" if found or role == "image" else ", or make one folder per class"
         raise DataError(f"expected one {role} column, but {several}; name it with {role}_column=...{remedy}")
     return found[0]
+
+
+def _pixel_hash(data: ImageData, most: int = 64) -> str:
+    """Of images evenly spaced over the data."""
+    chosen = torch.linspace(0, len(data) - 1, min(len(data), most)).long()
+    return hashlib.sha256(data.get(chosen).cpu().contiguous().numpy().data).hexdigest()[:16]
 
 
 def _undecoded(split: Any, *columns: str) -> Any:

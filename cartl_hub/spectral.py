@@ -48,7 +48,8 @@ def operator_norm(layer: Layer, size: Size = (1, 1), *, weight: Tensor | None = 
     weight = (layer.weight if weight is None else weight).detach()
     if not isinstance(layer, nn.Conv2d) or not weight.isfinite().all():
         return kernel_norm(weight)
-    weight, shape = weight.double(), (1, layer.in_channels, *size)
+    scale = weight.double().abs().max().clamp(min=torch.finfo(torch.float64).tiny)  # small numbers must not underflow in A^T A
+    weight, shape = weight.double() / scale, (1, layer.in_channels, *size)
     basis = _unit(shape, weight).flatten()[None]
     mapped, projected = basis[:0], weight.new_zeros(0, 0)  # the basis under A^T A, and that in terms of the basis
     while True:
@@ -59,7 +60,7 @@ def operator_norm(layer: Layer, size: Size = (1, 1), *, weight: Tensor | None = 
         best, largest = vectors[:, -1], values[-1].clamp(min=0)
         residual = best @ mapped - largest * (best @ basis)
         if residual.norm() <= tolerance * largest:
-            return largest.sqrt()
+            return scale * largest.sqrt()
         if len(basis) == 64:  # begin again from the best vector, to bound the memory
             basis, mapped, projected = (best @ basis)[None], (best @ mapped)[None], largest.view(1, 1)
         residual = residual - basis.T @ (basis @ residual)
@@ -72,14 +73,14 @@ def _unit(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _normalised(x: Tensor) -> Tensor:
-    return x / x.norm().clamp(min=1e-12)
+    return x / x.norm().clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def _conv(layer: Layer, weight: Tensor, x: Tensor) -> Tensor:
     assert isinstance(layer, nn.Conv2d)
     if isinstance(layer, Conv2dSame):
         x = pad_same(x, list(layer.kernel_size), list(layer.stride), list(layer.dilation))
-    return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return layer._conv_forward(x, weight, None)  # which knows its padding mode
 
 
 @torch.enable_grad()

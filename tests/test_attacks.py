@@ -680,3 +680,18 @@ def test_a_weaker_attack_is_noticed(toy, norm, mutant, monkeypatch):
     mutate(monkeypatch, None)
     with pytest.raises(AssertionError):
         check_as_strong_as_the_library(toy, norm, 10)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.full((2, 3, 4, 4), 255.0), r"in \[0, 1\], got values in \[255, 255\]"),
+        (torch.full((2, 3, 4, 4), -0.5), r"in \[0, 1\]"),
+        (torch.full((2, 3, 4, 4), math.nan), r"in \[0, 1\]"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "divide uint8 by 255"),
+    ],
+)
+def test_images_that_are_no_pixels_are_refused(images, message):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    with pytest.raises(ValueError, match=message):
+        PGD(eps=8 / 255, step_size=2 / 255, steps=2)(model, images, torch.tensor([0, 1]))

@@ -27,6 +27,7 @@ from cartl_hub.data import Drawn, ImageData
 from cartl_hub.evaluation import default_attacks, evaluate
 from cartl_hub.evaluation.cascade import Budget, planned
 from cartl_hub.evaluation.pool import read_pool
+from cartl_hub.files import BusyError, locked
 
 HERE = Path(__file__).parent
 
@@ -292,7 +293,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_report(tmp_path, monkeypatch
             except Killed:
                 pass
         assert measured(evaluate(*curved_case(20), **settings, resume=folder)) == whole, (writes, moment)
-        assert not folder.exists()
+        assert json.loads((folder / "identity.json").read_text())["finished"]
         writes += 1
     assert writes > 25
 
@@ -343,7 +344,7 @@ def test_two_processes_give_the_report_of_one(whole, tmp_path):
     rows = [np.array([list(row) for row in found["per_image"]["correct"].values()]) for found in (one, first)]
     assert (rows[0] == rows[1]).mean() >= 0.999
     assert first["checks"] == one["checks"]
-    assert not (tmp_path / "folder").exists()
+    assert json.loads((tmp_path / "folder" / "identity.json").read_text())["finished"]
 
 
 def test_damaged_file_is_measured_again(whole, tmp_path, caplog):
@@ -443,10 +444,27 @@ def test_files_beside_the_journal_survive_it(tmp_path):
     with pytest.raises(ValueError, match="labels"):
         evaluate(model, data, **SETTINGS, resume=tmp_path / "run")
     assert not (tmp_path / "run").exists()  # nothing had begun
-    evaluate(*curved_case(60), **SETTINGS, resume=tmp_path / "run", keep=True)
-    (tmp_path / "run" / "notes.txt").write_text("mine")
     evaluate(*curved_case(60), **SETTINGS, resume=tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    evaluate(*curved_case(20), **SETTINGS, resume=tmp_path / "run")
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_finished_evaluation_is_returned_at_once_and_makes_way_for_another(whole, tmp_path):
+    """A report that could not be written costs nothing; nor does the folder, for another evaluation."""
+    model, data = curved_case(60)
+    evaluate(model, data, **SETTINGS, resume=tmp_path)
+    model.seen = 0
+    assert measured(evaluate(model, data, **SETTINGS, resume=tmp_path)) == measured(whole)
+    assert model.seen == looks(8, resumed=True)
+    other = evaluate(*curved_case(20), **SETTINGS, resume=tmp_path)
+    assert measured(other) == measured(evaluate(*curved_case(20), **SETTINGS))
+
+
+def test_two_evaluations_do_not_share_a_folder(tmp_path):
+    evaluate(*curved_case(20), **SETTINGS, resume=tmp_path)
+    with locked(tmp_path / "evaluation.lock"), pytest.raises(BusyError, match="got another thread of this process"):
+        evaluate(*curved_case(20), **SETTINGS, resume=tmp_path)
 
 
 def test_successes_are_kept_as_images(tmp_path):
@@ -545,7 +563,7 @@ def test_spent_budget_goes_on_with_a_larger_one(whole, tmp_path):
     same = evaluate(model, data, **SETTINGS, budget=Budget(passes=1500), resume=tmp_path)
     assert (measured(same), model.seen) == (measured(cut), looks(8, resumed=True))
     assert measured(evaluate(model, data, **SETTINGS, resume=tmp_path)) == measured(whole)
-    assert not tmp_path.exists()
+    assert json.loads((tmp_path / "identity.json").read_text())["finished"]
 
 
 def test_minutes_add_up_over_resumes(tmp_path, monkeypatch):

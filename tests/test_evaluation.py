@@ -422,6 +422,7 @@ def test_other_precisions_are_refused():
     [
         ({"attacks": {}}, "at least one attack"),
         ({"attacks": {"clean": FGSM(eps=EPS)}}, 'another name for the attack "clean"'),
+        ({"attacks": {"label": FGSM(eps=EPS)}}, 'another name for the attack "label"'),
         ({"attacks": {"noisy": NFGSM(eps=EPS)}}, "attacks that stay in their ball, got NFGSM"),
         ({"num_images": 0}, "num_images must be >= 1, got 0"),
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
@@ -588,6 +589,11 @@ def test_data_of_pytorch(wrn, data):
         np.testing.assert_array_equal(report.verdicts.correct["PGD-3"], expected.verdicts.correct["PGD-3"])
         assert report.label_names == (("0", "1", "2") if isinstance(given, (tuple, list)) else Pictures.classes)
     assert run_checks(wrn, pictures, names=["determinism"], num_images=4, progress=False)[0].status == "pass"
+    pictures.dataset = TensorDataset(torch.zeros(1))  # of a wrapper with classes of its own
+    pictures.dataset.classes = ["z", "y", "x"]
+    assert evaluate(wrn, pictures, **settings).label_names == Pictures.classes
+    with pytest.raises(DataError, match="labels that are whole numbers, got torch.float32"):
+        evaluate(wrn, (data.images, data.labels.float() + 0.7), **settings)
 
 
 @pytest.mark.parametrize(

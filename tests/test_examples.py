@@ -58,7 +58,7 @@ def test_example(name, arguments, expected, photos, tmp_path):
 
 def test_the_twelve_lines_of_the_readme(photos, tmp_path):
     text = (EXAMPLES.parent / "README.md").read_text()
-    code = text.partition("## Twelve lines\n\n```python\n")[2].partition("```")[0]
+    code = text.partition("## In a few lines\n\n```python\n")[2].partition("```")[0]
     with LocalHub(tokens={"hf_me": User("me", organizations=("my_org",))}) as hub:
         environment = os.environ | {"HF_HUB_OFFLINE": "0"} | hub.environment(tmp_path / "cache", token="hf_me")
         done = subprocess.run(

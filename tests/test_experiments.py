@@ -213,7 +213,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(make_cell, tmp_path, cap
     folder = tmp_path / "runs" / f"{cells[0].key}-{weights_sha256(load_model(cells[0].source))[:8]}"
     folder.mkdir(parents=True)
     script = (
-        "import sys; from pathlib import Path; from cartl_hub.training import locked\n"
+        "import sys; from pathlib import Path; from cartl_hub.files import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(folder / "cell.lock")]

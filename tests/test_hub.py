@@ -421,3 +421,15 @@ def test_any_header_is_the_model_or_an_error(folder, data):
     finally:
         weights.write_bytes(original)
         config.write_text(described)
+
+
+def test_a_revision_is_that_of_the_hub_whatever_lies_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(make_model("wrn10_1"), tmp_path / "org" / "toy")
+    assert load_model("org/toy").lineage["loaded_from"] == {"id": "toy"}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="org/toy"):
+        load_model("org/toy", revision="main")
+    for name in (tmp_path / "org" / "toy", "wrn16_2.fdm4_cifar100"):
+        with pytest.raises(ModelError, match="expected a Hub id 'org/name' with revision='main'"):
+            load_model(name, revision="main")

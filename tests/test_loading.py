@@ -807,6 +807,21 @@ def test_what_a_model_is_measured_on():
         load_test_split(table(33), POLICY, trained_on=trained.train.description)
 
 
+def test_images_that_changed_places_are_noticed():
+    """The labels are where they were, and so are the indices of the part that was set aside."""
+    lone = table(30)
+    labels = np.array(lone["label"])
+    order = np.arange(30)
+    for label in set(labels.tolist()):
+        order[labels == label] = order[labels == label][::-1]
+    moved, trained_on = lone.select(order), read(lone).train.description
+    assert moved["label"] == lone["label"]
+    with pytest.raises(DataError, match="or their files have other names"):
+        load_test_split(moved, POLICY, trained_on=trained_on)
+    del trained_on["split_off"]["pixels"]  # an older model
+    assert len(load_test_split(moved, POLICY, trained_on=trained_on)[0]) == 6
+
+
 def test_a_test_split_without_images():
     with pytest.raises(DataError, match="expected at least one image in the split 'test', got none"):
         load_test_split(DatasetDict(test=table(9).select([])), POLICY)

@@ -15,6 +15,7 @@ from conftest import make_model, toy_data
 from huggingface_hub import HfApi, ModelCard
 from reports import make_report
 from safetensors.torch import load
+from test_finetuner import pictures
 
 import cartl_hub
 from cartl_hub import (
@@ -752,3 +753,31 @@ def test_the_default_transfer_is_xet(monkeypatch, folder, tmp_path):
         assert torch.equal(logits(load_model(ID)), logits(load_model(folder)))
         assert [seen for seen in hub.requests if "xet-write-token" in seen.path]
         assert [seen for seen in hub.requests if "xet-read-token" in seen.path]
+
+
+def test_words_of_a_source_are_no_markdown_of_a_card():
+    model = make_model("wrn10_1", num_classes=2)
+    model.lineage = {
+        "licence": "mit\n\n## Robustness\n\n| PGD-1000 | 99.00 % |",
+        "data": {"id": "my <img src=x> photos | 7"},
+        "source": {"id": "org/`toy`"},
+        "method": {"name": "NEFT"},
+    }
+    card = render_card(model)
+    assert card.count("\n## Robustness") == 1
+    assert "<img" not in card
+    assert "photos \\| 7" in card
+    assert "`org/'toy'`" in card
+
+
+def test_licence_is_what_the_maker_states(tmp_path):
+    source = make_model("wrn10_1", num_classes=3)
+    source.lineage = {"licence": "apache-2.0"}
+    for licence in (None, "cc-by-4.0"):
+        tuner = RobustFineTuner(source, pictures(30), method=FineTuning(num_blocks=1), output_dir=tmp_path, licence=licence)
+        folder = tuner.save(tmp_path / str(licence))
+        card, config = (folder / CARD).read_text(), json.loads((folder / "config.json").read_text())
+        assert config["pretrained_cfg"].get("license") == licence
+        assert f"Licence of the weights: {licence or 'not stated'}. Of the source's: apache-2.0." in card
+        assert "not trained yet" in card
+        assert ModelCard(card).data.license == licence

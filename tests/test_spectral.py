@@ -60,6 +60,9 @@ def test_kernel_norm_is_the_largest_singular_value(shape):
         nn.Conv2d(3, 5, 1, stride=2),
         nn.Conv2d(2, 3, (3, 2), padding=2, dilation=2),
         nn.Conv2d(2, 3, 5, padding="same"),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate"),
         Conv2dSame(3, 4, 3, stride=2),
     ],
     ids=repr,
@@ -86,6 +89,13 @@ def test_operator_norm_lies_between_kernel_norm_and_its_bound(kernel):
     for layer in [nn.Conv2d(4, 8, kernel, padding=kernel // 2) for _ in range(3)]:
         low, found = float(kernel_norm(layer.weight)), float(operator_norm(layer, (9, 9)))
         assert low * (1 - 1e-9) <= found <= low * kernel * (1 + 1e-9)
+
+
+def test_operator_norm_of_small_weights():
+    layer = nn.Conv2d(16, 16, 3, padding=1)
+    expected = operator_norm(layer, (6, 6))
+    for scale in (1e-5, 1e-30, 0.0):
+        torch.testing.assert_close(operator_norm(layer, (6, 6), weight=layer.weight.double() * scale), expected * scale)
 
 
 @pytest.mark.parametrize("of", [lambda layer: kernel_norm(layer.weight), lambda layer: operator_norm(layer, (4, 4))])

@@ -57,9 +57,13 @@ class Attack(ABC):
 
         Shape:
             images [B, C, H, W], labels [B], keys [B] -> [B, C, H, W] in [0, 1], detached.
+
+        Raises:
+            ValueError: On images that aren't floats in [0, 1]; not where there are ``keys``, whose owner has seen the images.
         """
         images = images.detach()
         if keys is None:
+            check_images(images, labels)
             keys = random_keys(len(images), images.device)
         with eval_mode(model):
             if not until_broken:
@@ -78,6 +82,23 @@ class Attack(ABC):
     def search(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         """The worst images that were met, for images that the model classifies rightly."""
         return self.perturb(model, images, labels, keys)
+
+
+def check_images(images: Tensor, labels: Tensor) -> None:
+    """That images are floats in [0, 1], and that each has a class.
+
+    Raises:
+        ValueError: If not.
+    """
+    if images.ndim != 4 or not images.is_floating_point() or not len(images):
+        raise ValueError(
+            f"expected images [B, C, H, W] of floats in [0, 1], got {images.dtype} {list(images.shape)}; divide uint8 by 255."
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ValueError(f"expected a class for each of {len(images)} images, got {labels.dtype} {list(labels.shape)}.")
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"expected images in [0, 1], got values in [{low:.4g}, {high:.4g}]; normalisation is the model's.")
 
 
 def input_gradient(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorDataset
 
 from ..data import Data, DataError, Drawn, ImageData
 
@@ -91,7 +91,9 @@ def as_data(given: Any, model: nn.Module, batch_size: int) -> Any:
     if isinstance(given.sampler, RandomSampler):
         raise DataError("expected a DataLoader that keeps the order of its images, got one that shuffles; pass shuffle=False.")
     _refuse_incomplete(given)
-    dataset = getattr(given.dataset, "dataset", given.dataset)  # of a Subset
+    dataset = given.dataset
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
     return Loaded(given, _label_names(given, dataset, model), {"id": type(dataset).__name__})
 
 
@@ -126,7 +128,8 @@ def _label_names(loader: DataLoader, dataset: Any, model: nn.Module) -> tuple[st
     first, again = _first(loader), _first(loader)
     if first is None or again is None:
         raise DataError("expected at least one image, got none; pass a data set that has images.")
-    if not (torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])):
+    same = torch.allclose(first[0], again[0], rtol=0, atol=0, equal_nan=True) if first[0].shape == again[0].shape else False
+    if not (same and torch.equal(first[1], again[1])):
         raise DataError(
             "expected the same images whenever they are read, got other ones the second time: transforms are random, or the "
             "order is; evaluate with fixed transforms, such as Resize and CenterCrop, in a fixed order."
@@ -147,6 +150,8 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         images, labels = batch
         if images.ndim == 4 and labels.ndim == 1:
+            if labels.is_floating_point() or labels.is_complex():
+                raise DataError(f"expected labels that are whole numbers, got {labels.dtype}; pass labels.long() if they are.")
             return images, labels
     shapes = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in batch]
     raise DataError(f"expected batches of images [B, C, H, W] in [0, 1] and labels [B], got {shapes}.")

@@ -1,7 +1,8 @@
 """Finished batches of an evaluation on disk: a process that is killed loses no more than the batch it was in.
 
 A folder holds ``identity.json``, which says what is evaluated, one safetensors file for each finished batch of a stage, and one
-JSON file for each finished check. All processes of an evaluation share it.
+JSON file for each finished check. All processes of an evaluation share it. It stays when all is done, so that a report that could
+not be written costs nothing; then another evaluation may take its place.
 """
 
 import json
@@ -9,7 +10,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ..files import write_file
+from ..files import locked, write_file
 from ..processes import gather, place
 from ..weights import content_hash
 from .verdict import NEIGHBOUR_CHANGE
 
 logger = logging.getLogger(__name__)
 
-IDENTITY = "identity.json"
+IDENTITY, LOCK = "identity.json", "evaluation.lock"
 CHECKSUM = "sha256"
-OWN = ("*.safetensors", "check.*.json", IDENTITY)
+FINISHED = "finished"  # in the identity of an evaluation of which nothing is left to do
+OWN = ("*.safetensors", "check.*.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,14 +123,6 @@ class Journal:
             if images is not None:
                 self.write(stage, entry, at[rows], images[rows])
 
-    def remove(self) -> None:
-        """Take away what the evaluation wrote, and the folder if nothing else is in it."""
-        for pattern in OWN:
-            for path in self.folder.glob(pattern):
-                path.unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
     def _write(self, path: Path, content: bytes) -> None:
         if self.durable:
             write_file(path, content)
@@ -167,14 +161,20 @@ def open_journal(folder: str | Path | None, identity: Mapping[str, Any]) -> Iter
         ValueError: If the folder holds something else, another evaluation, or isn't shared by all processes.
     """
     main = place()[0] == 0
-    if folder is not None:
-        refuse_other(folder, identity)
+    begin_again = folder is not None and refuse_other(folder, identity)
     path = Path(tempfile.mkdtemp(prefix="cartl_hub_") if folder is None and main else folder or "")
     path = gather(path)[0]
-    try:
+    with ExitStack() as stack:
         if main:
             path.mkdir(parents=True, exist_ok=True)
-            for partial in (partial for pattern in OWN for partial in path.glob(f"{pattern}*.partial")):
+            if folder is None:
+                stack.callback(shutil.rmtree, path, ignore_errors=True)
+            else:
+                stack.enter_context(locked(path / LOCK))
+            for pattern in OWN if begin_again else ():
+                for other in path.glob(pattern):
+                    other.unlink(missing_ok=True)
+            for partial in (partial for pattern in (*OWN, IDENTITY) for partial in path.glob(f"{pattern}*.partial")):
                 partial.unlink()
             write_file(path / IDENTITY, json.dumps(identity, indent=2))
         gather(None)
@@ -186,34 +186,33 @@ def open_journal(folder: str | Path | None, identity: Mapping[str, Any]) -> Iter
         journal = Journal(path, durable=folder is not None)
         gather(None)  # nobody writes before everybody has read
         yield journal
-        gather(None)  # nothing goes before everybody is done
-        if main and journal.finished:
-            journal.remove()
-    finally:
-        if folder is None and main:
-            shutil.rmtree(path, ignore_errors=True)
+        gather(None)  # nothing is finished before everybody is done
+        if main and journal.finished and folder is not None:
+            write_file(path / IDENTITY, json.dumps({**identity, FINISHED: True}, indent=2))
 
 
-def refuse_other(folder: str | Path, identity: Mapping[str, Any]) -> None:
-    """Raise ValueError if ``folder`` holds anything but an evaluation in which all of ``identity`` is the same."""
+def refuse_other(folder: str | Path, identity: Mapping[str, Any]) -> bool:
+    """Raise ValueError if ``folder`` holds anything but an evaluation in which all of ``identity`` is the same, or one that is
+    finished; return whether it is such another one, whose files may go."""
     folder = Path(folder)
     try:
         there = dict(json.loads((folder / IDENTITY).read_bytes()))
     except FileNotFoundError:
-        if folder.exists() and any(not path.name.endswith(".partial") for path in folder.iterdir()):
+        if folder.exists() and any(path.name != LOCK and not path.name.endswith(".partial") for path in folder.iterdir()):
             raise ValueError(
                 f"expected an empty folder, or that of an evaluation, to resume from; got {folder} with other files."
             ) from None
-        return
+        return False
     except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"expected {IDENTITY} of an evaluation in {folder}, got a damaged one ({error}).") from error
     now = json.loads(json.dumps(identity))
     other = [key for key, value in now.items() if not _same(there.get(key), value, tolerant=key == "logits")]
-    if other:
+    if other and not there.get(FINISHED):
         raise ValueError(
             f"expected the folder of this evaluation to resume from, got {folder} with one of another: {', '.join(other)} "
             "differ. Use another folder, or the same model, data and settings."
         )
+    return bool(other)
 
 
 def _same(there: Any, now: Any, tolerant: bool) -> bool:

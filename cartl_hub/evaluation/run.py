@@ -133,10 +133,10 @@ def evaluate(
         budget: What it may take. Clean accuracy and the cheapest attack of the first threat model are measured whatever it is;
             what follows is done in this order, until it is spent: the other attacks on every image, checks, curve, and the
             attacks on survivors, APGD-CE before APGD-T before Square. The report says what was left out.
-        resume: Folder in which finished batches are kept. Where it holds those of the same evaluation that was interrupted, or
-            whose budget was spent, it goes on behind them. Several machines must share it.
-        keep: Leave that folder's content when all is done, with each adversarial image that broke. Otherwise those of an attack
-            go once they have had their second verdict, but for a few.
+        resume: Folder in which finished batches are kept. Where it holds those of the same evaluation, it goes on behind them;
+            those of another one that was finished make way. Several machines must share it.
+        keep: Leave in that folder each adversarial image that broke. Otherwise those of an attack go once they have had their
+            second verdict, but for a few.
         batch_size: Images that are attacked at once.
         seed: Of the random starts; an image's start doesn't depend on the batch it is in.
         device: Where to run; by default where the model is, and it is back there afterwards.
@@ -431,8 +431,8 @@ def _check_arguments(attacks, num_images, curve, curve_images, check_images, bat
         raise ValueError("expected at least one attack, got none; leave attacks out for the default ones.")
     if any(isinstance(attack, NFGSM) for attack in attacks.values()):
         raise ValueError("expected attacks that stay in their ball, got NFGSM, which is for training; use FGSM or PGD.")
-    if "clean" in attacks:
-        raise ValueError('expected another name for the attack "clean": the report uses it for images that aren\'t attacked.')
+    if reserved := {"clean", "index", "label"} & attacks.keys():
+        raise ValueError(f'expected another name for the attack "{min(reserved)}": the report has a column of that name.')
     counts = {"num_images": num_images, "curve_images": curve_images, "check_images": check_images, "batch_size": batch_size}
     for name, value in counts.items():
         if value is not None:

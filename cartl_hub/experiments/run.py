@@ -12,13 +12,13 @@ import joblib
 from tqdm.auto import tqdm
 
 from ..blocks import list_blocks
+from ..files import BusyError, locked
 from ..finetuner import open_untrained
 from ..folder import ModelError, stated_weights
 from ..hub import find_model, untrained_recipes
 from ..images import ImagePolicy
 from ..loading import Splits
 from ..recipe import RecipeData
-from ..training import BusyError, locked
 from ..weights import weights_sha256
 from .cell import UNTRAINED, Cell, CellResult, ExperimentError, files_hash, open_source_of, run_cell
 

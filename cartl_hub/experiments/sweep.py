@@ -164,7 +164,7 @@ def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, sweep: Sweep, results:
     }
     contents |= {folder / f"{name}.csv": part.to_csv(index=False) for name, part in tables.items()}
     contents[folder / "sweep.parquet"] = table.to_parquet(index=False)
-    contents[folder / "README.md"] = render_sweep(tables, figures, results, sweep.sources)
+    contents[folder / "README.md"] = render_sweep(tables, figures, results, sweep.sources, len(sweep.cells()))
     folder.mkdir(parents=True, exist_ok=True)
     write_files(contents)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attacks.attack import eval_mode, input_gradient
+from ..attacks.attack import check_images, eval_mode, input_gradient
 from ..randomness import START, fold_in, image_keys, normal
 from ..ranges import check_number, check_whole
 
@@ -28,7 +28,7 @@ def saliency(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: If images or labels have another shape, type or range.
     """
-    _check(images, labels)
+    check_images(images, labels)
     with eval_mode(model):
         return input_gradient(model, images, labels, _losses)[0]
 
@@ -52,7 +52,7 @@ def smooth_grad(
     Raises:
         ValueError: As :func:`saliency`.
     """
-    _check(images, labels)
+    check_images(images, labels)
     check_number("noise", noise, (">", 0))
     check_whole("num_samples", num_samples, (">=", 1))
     keys = image_keys(seed, 0, torch.arange(len(images), device=images.device))
@@ -82,7 +82,7 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor, *, ba
     Raises:
         ValueError: As :func:`saliency`.
     """
-    _check(images, labels)
+    check_images(images, labels)
     check_number("baseline", baseline, (">=", 0), ("<=", 1))
     check_whole("steps", steps, (">=", 1))
     way, total = images - baseline, torch.zeros_like(images)
@@ -107,15 +107,3 @@ def map_pictures(maps: Tensor) -> Tensor:
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _check(images: Tensor, labels: Tensor) -> None:
-    if images.ndim != 4 or not images.is_floating_point() or not len(images):
-        raise ValueError(
-            f"expected images [B, C, H, W] of floats in [0, 1], got {images.dtype} {list(images.shape)}; divide uint8 by 255."
-        )
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"expected a class for each of {len(images)} images, got {labels.dtype} {list(labels.shape)}.")
-    low, high = images.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"expected images in [0, 1], got values in [{low:.4g}, {high:.4g}]; normalisation is the model's.")

@@ -1,9 +1,7 @@
 from .arguments import FeatureCache as FeatureCache
 from .arguments import Schedule as Schedule
 from .arguments import TrainingArguments as TrainingArguments
-from .checkpoint import BusyError as BusyError
 from .checkpoint import TrainingError as TrainingError
-from .checkpoint import locked as locked
 from .checkpoint import read_best as read_best
 from .loop import train as train
 from .result import Result as Result

@@ -1,18 +1,12 @@
-"""Checkpoints that are whole, and one run in a folder at a time."""
+"""Checkpoints that are whole."""
 
 import json
 import logging
 import os
-import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,31 +21,6 @@ CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says what is kept and how to continue."""
-
-
-class BusyError(TrainingError):
-    """Another process works in a folder."""
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file for this process; the lock ends with the block or with the process, however it dies."""
-    with open(path, "a+") as file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a decoding worker would keep it for a dead run
-            except (BlockingIOError, PermissionError) as error:
-                file.seek(0)
-                raise BusyError(
-                    f"expected no other run in {path.parent}, got process {file.read().strip() or 'unknown'}, which trains "
-                    "there. Wait for it, end it, or use another output_dir."
-                ) from error
-            except OSError as error:  # a file system without locks
-                logger.warning("%s can't be locked (%s): take care that one run at a time uses the folder", path, error)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

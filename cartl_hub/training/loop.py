@@ -26,6 +26,7 @@ from ..batchnorm import BatchNormPolicy
 from ..blocks import last_blocks, list_blocks
 from ..config import to_dict
 from ..data import Data, DataError, ImageData, listed
+from ..files import locked
 from ..methods import Batch, Method
 from ..methods.method import Images
 from ..models import Classifier
@@ -34,7 +35,7 @@ from ..spectral import plain_state_dict
 from ..weights import content_hash
 from .arguments import TrainingArguments
 from .cache import CachedFeatures, FrozenPrefix, cached_features, check_cache
-from .checkpoint import BEST, CHECKPOINT, TrainingError, locked, read_checkpoint, under, write_checkpoint
+from .checkpoint import BEST, CHECKPOINT, TrainingError, read_checkpoint, under, write_checkpoint
 from .result import Result, Validation
 
 logger = logging.getLogger(__name__)
@@ -92,8 +93,9 @@ def train(
 
     Raises:
         ValueError: On arguments that don't fit the data, the model or the run to continue, before the first step.
-        TrainingError: If the loss becomes NaN or infinite, a file of the run is damaged or can't be written, or another process
-            trains in ``output_dir``; the last good checkpoint is kept.
+        TrainingError: If the loss becomes NaN or infinite, or a file of the run is damaged or can't be written; the last good
+            checkpoint is kept.
+        BusyError: If another run trains in ``output_dir``.
         DataError: If an image can't be read; a checkpoint of the step before is written first.
     """
     run = _Run(model, method, data, validation, bn or BatchNormPolicy(), arguments or TrainingArguments(), output_dir, resume)
@@ -386,7 +388,8 @@ class _Run:
         self.pending.clear()
         for step, (loss, accuracy) in zip(steps, values.tolist(), strict=True):
             if not math.isfinite(loss):
-                kept = "nothing was saved" if self.folder is None else f"the last good checkpoint is {self._checkpoint_path}"
+                saved = self.folder is not None and self._checkpoint_path.exists()
+                kept = f"the last good checkpoint is {self._checkpoint_path}" if saved else "nothing was saved"
                 raise TrainingError(
                     f"the loss became {loss} at step {step} of {self.num_steps}; {kept}. Lower lr (now {self.arguments.lr}), "
                     "set clip_grad_norm=1.0, or use precision='fp32'."
