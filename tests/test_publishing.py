@@ -22,6 +22,7 @@ from cartl_hub import (
     FGSM,
     NEFT,
     DataArguments,
+    FineTuning,
     ModelError,
     PublishError,
     RobustClassifier,
