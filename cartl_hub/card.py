@@ -13,7 +13,7 @@ from .blocks import list_blocks
 from .hub import bundled_models, untrained_recipes
 from .licences import LICENCES
 from .models import Classifier
-from .report import Report, eps_text, printable
+from .report import FEW_CHECKS, Report, eps_text, printable
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
 CITATIONS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -295,7 +295,8 @@ def _checks_lines(report: Report) -> list[str]:
     passed = sum(check.status == "pass" for check in made)
     words = {"warn": "warning", "fail": "failed"}
     others = [f"{check.name} ({words[check.status]}): {check.meaning}" for check in made if check.status in words]
-    lines = [f"{passed} of {len(made)} checks passed.", *others] if made else []
+    few = "; most were not made" * (len(made) <= FEW_CHECKS)
+    lines = [f"{passed} of the {len(made)} checks that were made passed{few}.", *others] if made else []
     return [report.doubt, *lines] if report.doubt else lines
 
 

@@ -259,6 +259,8 @@ def explained(what: str, revision: str | None = None, *, act: str = "had from th
     except OfflineModeIsEnabled as error:
         raise ModelError(f"{start}HF_HUB_OFFLINE is set, so that the Hub is not to be asked; unset it.") from error
     except (LocalEntryNotFoundError, RevisionResolutionError) as error:
+        if isinstance(error.__cause__, HfHubHTTPError):  # it was reached
+            raise ModelError(f"{start}{http_reason(error.__cause__)}.") from error
         reason = "the Hub can't be reached, or is not to be asked, and the cache holds no copy; connect once, or pass a folder"
         raise ModelError(f"{start}{reason}.") from error
     except HFValidationError as error:
@@ -414,7 +416,8 @@ def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = 
     report = read_report(folder)
     if report and not report.is_of(own.get("weights_sha256")):
         report = None
-    attack = next((name for name in ("PGD-20", "PGD-100") if report and name in report.attacks), None)
+    measured = report.attacks if report else {}
+    attack = next((name for name in ("PGD-20", "PGD-100", *measured) if name in measured), None)
     if size is None:
         size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0
     return SourceInfo(
@@ -423,9 +426,9 @@ def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = 
         num_parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         data=str(lineage.get("data", {}).get("id", "unknown")),
         method=str(lineage.get("method", {}).get("name", "unknown")),
-        threat_model=report.attacks[attack].threat if report and attack else None,
+        threat_model=measured[attack].threat if attack else None,
         clean_acc=report.clean.accuracy if report else None,
-        robust_acc=report.attacks[attack].accuracy if report and attack else None,
+        robust_acc=measured[attack].accuracy if attack else None,
         attack=attack,
         num_images=report.num_images if report else None,
         size=size,

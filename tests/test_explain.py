@@ -563,3 +563,12 @@ def test_command(tmp_path, undrawn):
     missing = run("--report", tmp_path / "nowhere", "--output", tmp_path / "out2")
     assert missing.exit_code != 0
     assert "expected a report in" in str(missing.exception)
+
+
+def test_headline_says_which_shares_can_not_be_compared(explained):
+    first, *others = explained.models
+    at, far = (explanation_html(replace(explained, models=(replace(first, excess=excess), *others))) for excess in (0.0, 9.0))
+    words = f"The classifier of <bdi>{first.name}</bdi>"
+    assert words not in at
+    assert far.count(words) == 1
+    assert far.index(words) < far.index("Drawn at random")

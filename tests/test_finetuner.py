@@ -182,3 +182,16 @@ def test_timm_models_of_other_sizes_are_sources(tmp_path):
     )
     assert tuner.train().steps == 1
     assert tuner.model.image_policy.size == (160, 160)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"bn": "source"}, r"expected BatchNormPolicy\(...\) as bn, got 'source'"),
+        ({"method": NEFT}, r"expected Method\(...\) as method, got <class"),
+        ({"arguments": {"epochs": 3}}, r"expected TrainingArguments\(...\) as arguments, got {'epochs': 3}"),
+    ],
+)
+def test_choices_of_another_kind_are_refused_at_once(option, message):
+    with pytest.raises(ValueError, match=message):
+        RobustFineTuner("no such source", pictures(6), **option)

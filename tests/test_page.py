@@ -322,8 +322,9 @@ def test_page_shows_failed_checks_first_with_what_to_do():
     [
         ((), "skipped", "No check was made"),
         (("skipped",), "skipped", "No check was made"),
-        (("pass",), "pass", "The one check that was made passed."),
-        (("pass", "pass", "skipped"), "pass", "All 2 checks that were made passed."),
+        (("pass",), "pass", "The one check that was made passed; most were not made."),
+        (("pass", "pass", "skipped"), "pass", "All 2 checks that were made passed; most were not made."),
+        (("pass",) * 9, "pass", "All 9 checks that were made passed."),
         (("pass", "warn"), "warn", "1 of 2 checks gave a warning"),
         (("fail", "warn", "pass"), "fail", "1 of 3 checks failed"),
     ],

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from cartl_hub import FDM, NEFT, NFGSM, PGD, RFGSM, AdversarialTraining, Augmentation, BatchNormPolicy, DataError, FineTuning, LwF
 from cartl_hub.data import ImageData
+from cartl_hub.files import BusyError, locked
 from cartl_hub.methods import Method
 from cartl_hub.training import Schedule, TrainingArguments, TrainingError, checkpoint, loop, train
 
@@ -228,7 +229,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_kept(wrn, data, tmp_pa
 
 
 def hold(path, ready):
-    with checkpoint.locked(path):
+    with locked(path):
         ready.set()
         time.sleep(60)
 
@@ -240,7 +241,7 @@ def test_two_runs_in_one_folder(wrn, data, tmp_path):
     other.start()
     try:
         assert ready.wait(30)
-        with pytest.raises(TrainingError, match=rf"no other run in .*, got process {other.pid} on .* another output_dir"):
+        with pytest.raises(BusyError, match=rf"no other run in .*, got process {other.pid} on .* use another folder"):
             train(wrn, HEAD, data, arguments=arguments(epochs=1), output_dir=tmp_path)
     finally:
         other.kill()

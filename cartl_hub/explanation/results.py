@@ -101,6 +101,11 @@ class ModelExplanation:
     values: np.ndarray
     match: dict[str, Match]
 
+    @property
+    def far_from_minimum(self) -> bool:
+        """Whether its classifier's loss lies more than 1 % above its minimum, where influence is defined."""
+        return self.excess > 0.01 * self.loss
+
 
 @dataclass(frozen=True, eq=False)
 class Findings:

@@ -24,8 +24,6 @@ from .pixels import integrated_gradients, map_pictures, saliency, smooth_grad
 from .results import Match, ModelExplanation, ranked
 from .training_images import ClassifierLoss, classifier_inputs, influence
 
-FAR = 0.01  # from its minimum, as a share of the loss, from which on a note says so
-
 
 def explain(
     model: Classifier,
@@ -166,7 +164,7 @@ def _notes(model: Classifier, splits: Splits, train: ImageData, top: int, found:
         f"{each.name}: the training loss of its classifier, {each.loss:.3g}, lies about {each.excess:.2g} above its minimum, "
         "where influence is defined; refit=True (--refit) moves it there first"
         for each in found
-        if each.excess > FAR * each.loss
+        if each.far_from_minimum
     ]
     return notes
 

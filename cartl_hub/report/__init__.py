@@ -1,4 +1,5 @@
 from .report import Report as Report
+from .results import FEW_CHECKS as FEW_CHECKS
 from .results import FILES as FILES
 from .results import Accuracy as Accuracy
 from .results import AttackResult as AttackResult

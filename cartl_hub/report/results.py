@@ -16,6 +16,7 @@ from ..config import to_dict
 
 DRAWN = tuple(f"{name}.{kind}" for name in ("robustness", "curve", "classes") for kind in ("png", "svg"))
 FILES = ("report.html", *DRAWN, "samples.png", "curve.csv", "per_image.csv", "report.json")  # all that a report can write
+FEW_CHECKS = 8  # of some eighteen; that so many passed says little
 SCHEMA_VERSION = 2
 SCHEMA = "urn:cartl-hub:schema:report:2"  # the "$id" of report.schema.json
 
