@@ -87,10 +87,10 @@ class RobustFineTuner:
         self.method = method or NEFT(num_blocks=4, beta=0.4)
         self.bn, self.arguments = bn or BatchNormPolicy(), arguments or TrainingArguments()
         kinds = {"method": Method, "bn": BatchNormPolicy, "arguments": TrainingArguments}
-        for name, kind in kinds.items():
-            value = getattr(self, name)
+        for option, kind in kinds.items():
+            value = getattr(self, option)
             if not isinstance(value, kind):
-                raise ValueError(f"expected {kind.__name__}(...) as {name}, got {value!r:.200}.")
+                raise ValueError(f"expected {kind.__name__}(...) as {option}, got {value!r:.200}.")
         opened = open_source(source, revision)
         self.model, self.source, self._source_report = opened.model, opened.origin, opened.report
         if not self.method.uses_labels:
