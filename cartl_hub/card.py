@@ -13,7 +13,7 @@ from .blocks import list_blocks
 from .hub import bundled_models, untrained_recipes
 from .licences import LICENCES
 from .models import Classifier
-from .report import FEW_CHECKS, Report, eps_text, printable
+from .report import Report, eps_text, few_made, printable
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
 CITATIONS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -256,7 +256,7 @@ def _one_line(value: Any) -> Any:
         return [_one_line(item) for item in value]
     if not isinstance(value, str):
         return value
-    plain = printable(value).replace("\n", " ").replace("`", "'")
+    plain = printable(value).replace("`", "'")
     return plain.replace("<", "&lt;").replace("|", "\\|").replace("[", "\\[")
 
 
@@ -295,8 +295,7 @@ def _checks_lines(report: Report) -> list[str]:
     passed = sum(check.status == "pass" for check in made)
     words = {"warn": "warning", "fail": "failed"}
     others = [f"{check.name} ({words[check.status]}): {check.meaning}" for check in made if check.status in words]
-    few = "; most were not made" * (len(made) <= FEW_CHECKS)
-    lines = [f"{passed} of the {len(made)} checks that were made passed{few}.", *others] if made else []
+    lines = [f"{passed} of the {len(made)} checks that were made passed{few_made(len(made))}.", *others] if made else []
     return [report.doubt, *lines] if report.doubt else lines
 
 

@@ -594,7 +594,7 @@ def predict(
             raise typer.BadParameter(f"expected pictures in {path}, got none.")
         pictures += found
     for file, prediction in zip(pictures, load_model(model).predict(pictures, top=top), strict=True):
-        typer.echo(printable(f"{file}: {prediction}"))
+        typer.echo(printable(f"{file}: {prediction}", keep="\n"))
 
 
 @app.command(epilog="Example: cartl-hub pretrain model_cards/wrn16_2.fdm4_cifar100/recipe.yaml")
@@ -684,7 +684,7 @@ def sources(
             "-" if info.size is None else f"{info.size / 1e6:.1f}",
             info.where + (f"\n{info.revision[:7]}" if info.revision else ""),
         )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
     _show(table)
     if unreachable is not None:  # what is here is shown first
         raise unreachable

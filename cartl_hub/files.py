@@ -35,9 +35,9 @@ def locked(path: Path) -> Iterator[None]:
         BusyError: If another run holds it.
     """
     own = path.resolve()
+    if own in _held:  # before the file is opened: closing it again would end this process's lock
+        raise BusyError(_busy(path, "another thread of this process"))
     with open(path, "a+") as file:
-        if own in _held:
-            raise BusyError(_busy(path, "another thread of this process"))
         if fcntl is not None:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a decoding worker would keep it for a dead run

@@ -98,13 +98,11 @@ def find_model(name: str | Path, revision: str | None = None, **client: Any) -> 
     Raises:
         ModelError: If there is none.
     """
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None
-    if revision is None:
-        if found := _find_here(name):
-            return found
-    elif not is_hub_id:
-        raise ModelError(f"expected a Hub id 'org/name' with revision={revision!r}, got {str(name)!r}; leave revision out.")
-    if not is_hub_id:
+    if revision is None and (found := _find_here(name)):
+        return found
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        if revision is not None:
+            raise ModelError(f"expected a Hub id 'org/name' with revision={revision!r}, got {str(name)!r}; leave revision out.")
         known = ", ".join(bundled_models()) or "no bundled models"
         raise ModelError(f"expected a folder, a Hub id 'org/name' or one of {known}, got {str(name)!r}.")
     try:

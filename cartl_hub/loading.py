@@ -292,12 +292,10 @@ class _Reader:
         self.arguments = replace(self.arguments, **chosen)
         again = self.read(splits)
         if isinstance(again.test, ImageData):
-            expected, got = (
-                {"index hash": one.get("index_hash"), "pixels": one.get("pixels")}
-                for one in (set_aside, again.test.description | {"pixels": _pixel_hash(again.test)})
-            )
-            if expected["pixels"] is None:  # an older model
-                got["pixels"] = None
+            expected = {
+                key: set_aside[key] for key in ("index_hash", "pixels") if key in set_aside
+            }  # older models lack the latter
+            got = {key: again.train.description["split_off"][key] for key in expected}
             if got != expected:
                 raise DataError(
                     f"expected the images that were set aside when the model was trained ({expected}), got others ({got}); the "
@@ -498,8 +496,8 @@ class _Reader:
         missing = [name for number, name in enumerate(train.label_names) if number not in present]
         if missing:
             self._note(f"no training image of {len(missing)} of {len(train.label_names)} classes: {listed(missing)}")
-        if "index_hash" in parts["test"].description:
-            train.description["split_off"] = self._split_off(parts["test"])
+        if set_aside := parts["test"].description.get("index_hash"):
+            train.description["split_off"] = self._split_off(index_hash=set_aside, pixels=_pixel_hash(parts["test"]))
         train.description["fingerprint"] = train.fingerprint()
         return Splits(train, parts["validation"], parts["test"], tuple(self.notes))
 
@@ -521,15 +519,10 @@ class _Reader:
         )
         return chosen
 
-    def _split_off(self, test: ImageData | None) -> dict[str, Any]:
-        """How the test part was made, to make it again, and what was in it, to know whether it is the same."""
+    def _split_off(self, **known: str | None) -> dict[str, Any]:
+        """How the test part was made, to make it again, and what is known of it, to see whether it is the same."""
         names = ("seed", "test_seed", "test_share", "validation_share")
-        known = {} if test is None else {"pixels": _pixel_hash(test)}
-        return {
-            **{name: getattr(self.arguments, name) for name in names},
-            "index_hash": None if test is None else test.description["index_hash"],
-            **known,
-        }
+        return {name: getattr(self.arguments, name) for name in names} | known
 
     def _stream(self, roles: Mapping[str, Any], image: str, label: str) -> Splits:
         if self.arguments.train_images or self.arguments.train_share:
@@ -573,7 +566,7 @@ class _Reader:
         validation = part("validation", tested, held).held(_HELD)
         location = [self.location, image, label]
         if "test" not in streams:
-            train.description["split_off"] = self._split_off(None)
+            train.description["split_off"] = self._split_off(index_hash=None)
         identity = [location, train.description, train.label_names, train.part, train.split_seed, train.shuffle_buffer]
         train.description["fingerprint"] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         present, number, most = len(validation.labels.unique()), len(validation), len(names)

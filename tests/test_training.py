@@ -249,6 +249,21 @@ def test_two_runs_in_one_folder(wrn, data, tmp_path):
     assert train(wrn, HEAD, data, arguments=arguments(epochs=1), output_dir=tmp_path).steps == 3
 
 
+def test_a_refused_lock_does_not_end_the_one_that_is_held(tmp_path):
+    """POSIX ends all locks of a process on a file when it closes any of its handles to it."""
+    path, other = tmp_path / "training.lock", "import sys; from pathlib import Path; from cartl_hub.files import locked\n"
+    with locked(path):
+        with pytest.raises(BusyError, match="another thread of this process"), locked(path):
+            pass
+        done = subprocess.run(
+            [sys.executable, "-c", other + "with locked(Path(sys.argv[1])): pass", path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert "BusyError" in done.stderr
+
+
 # Several processes
 
 

@@ -128,7 +128,7 @@ def _label_names(loader: DataLoader, dataset: Any, model: nn.Module) -> tuple[st
     first, again = _first(loader), _first(loader)
     if first is None or again is None:
         raise DataError("expected at least one image, got none; pass a data set that has images.")
-    same = torch.allclose(first[0], again[0], rtol=0, atol=0, equal_nan=True) if first[0].shape == again[0].shape else False
+    same = first[0].shape == again[0].shape and torch.allclose(first[0], again[0], rtol=0, atol=0, equal_nan=True)
     if not (same and torch.equal(first[1], again[1])):
         raise DataError(
             "expected the same images whenever they are read, got other ones the second time: transforms are random, or the "

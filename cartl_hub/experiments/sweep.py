@@ -77,6 +77,11 @@ class Sweep:
                     f"and '.+-', and none of {', '.join(PLACES)}; got {name!r}."
                 )
 
+    @property
+    def num_cells(self) -> int:
+        """Of all that :meth:`cells` lists."""
+        return math.prod(len(entries) for entries in (self.sources, self.blocks, self.num_images, self.seeds))
+
     def cells(self) -> dict[tuple[str, str, int | None, int], Cell]:
         """By source, blocks ("all" is the whole network), number of images and seed.
 
@@ -164,7 +169,7 @@ def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, sweep: Sweep, results:
     }
     contents |= {folder / f"{name}.csv": part.to_csv(index=False) for name, part in tables.items()}
     contents[folder / "sweep.parquet"] = table.to_parquet(index=False)
-    contents[folder / "README.md"] = render_sweep(tables, figures, results, sweep.sources, len(sweep.cells()))
+    contents[folder / "README.md"] = render_sweep(tables, figures, results, sweep.sources, sweep.num_cells - len(results))
     folder.mkdir(parents=True, exist_ok=True)
     write_files(contents)
 

@@ -50,7 +50,7 @@ def render_sweep(
     figures: Mapping[str, Figure],
     results: Sequence[CellResult],
     sources: Sequence[str],
-    num_cells: int,
+    num_missing: int,
 ) -> str:
     """Means and paired differences over seeds with 95% intervals of Student's t, what is saved, and how it was made.
 
@@ -59,7 +59,7 @@ def render_sweep(
         figures: By name.
         results: Of the cells.
         sources: In order; differences are from the last one.
-        num_cells: Of the sweep, run or not.
+        num_missing: Cells of the sweep that were not run.
     """
     table, reference = tables["sweep"], sources[-1]
     sections, counts = [], dict.fromkeys(((source, measure) for source in sources[:-1] for measure in measures(table)), (0, 0, 0))
@@ -93,8 +93,8 @@ def render_sweep(
         same_images=len({result.data["test"].get("index_hash") for result in results}) == 1,
         figures=list(figures),
         saved={name: _best(tables[f"saved_{name}"]) for name in ("images", "epochs")},
-        num_run=len(table),
-        num_cells=num_cells,
+        num_cells=len(table),
+        num_missing=num_missing,
         seeds=sorted(set(table["seed"])),
         test_images=sorted(set(table["test_images"])),
         made={name: sorted({str(one[name]) for one in made}) for name in ("command", "device", "precision", "commit")},

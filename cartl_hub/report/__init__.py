@@ -1,5 +1,4 @@
 from .report import Report as Report
-from .results import FEW_CHECKS as FEW_CHECKS
 from .results import FILES as FILES
 from .results import Accuracy as Accuracy
 from .results import AttackResult as AttackResult
@@ -12,6 +11,7 @@ from .results import SourceResult as SourceResult
 from .results import Verdicts as Verdicts
 from .results import WorstCase as WorstCase
 from .results import eps_text as eps_text
+from .results import few_made as few_made
 from .results import paired_bootstrap as paired_bootstrap
 from .results import plain_json as plain_json
 from .results import printable as printable

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ..files import write_files
 from . import plots
-from .results import FEW_CHECKS, FILES, AttackResult, Check, Curve, Results, WorstCase, eps_text, printable, text
+from .results import FILES, AttackResult, Check, Curve, Results, WorstCase, eps_text, few_made, printable, text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCALED_UP = 96  # images of fewer pixels a side are shown with square pixels
@@ -117,7 +117,7 @@ def render(template: str, **content: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,  # names of classes and models are other people's text
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=lambda value: printable(value, keep="\n") if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -167,7 +167,7 @@ def _checked(checks: Sequence[Check]) -> tuple[str, str]:
     if warned := made.count("warn"):
         return "warn", f"{warned} {counts} gave a warning: read what it means for the robust accuracy."
     passed = "The one check that was made passed" if len(made) == 1 else f"All {len(made)} checks that were made passed"
-    return "pass", f"{passed}{'; most were not made' * (len(made) <= FEW_CHECKS)}."
+    return "pass", f"{passed}{few_made(len(made))}."
 
 
 def chart_lines(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
@@ -247,4 +247,4 @@ def summary(report: Results) -> RenderableType:
 
 def plain(words: str, style: str = "") -> Text:
     """Somebody's words on one line, without the codes that steer a terminal."""
-    return Text(printable(words).replace("\n", " "), style)
+    return Text(printable(words), style)

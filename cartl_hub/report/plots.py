@@ -155,5 +155,5 @@ def _bar_axes(axes: Any, labels: list[str], meaning: str) -> None:
 
 def short(name: str, longest: int) -> str:
     """One line; no control characters, which XML can't hold."""
-    shown = printable(name).replace("\n", " ")
+    shown = printable(name)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"

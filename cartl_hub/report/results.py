@@ -16,7 +16,6 @@ from ..config import to_dict
 
 DRAWN = tuple(f"{name}.{kind}" for name in ("robustness", "curve", "classes") for kind in ("png", "svg"))
 FILES = ("report.html", *DRAWN, "samples.png", "curve.csv", "per_image.csv", "report.json")  # all that a report can write
-FEW_CHECKS = 8  # of some eighteen; that so many passed says little
 SCHEMA_VERSION = 2
 SCHEMA = "urn:cartl-hub:schema:report:2"  # the "$id" of report.schema.json
 
@@ -538,9 +537,15 @@ class Results:
         )
 
 
-def printable(words: str) -> str:
-    """Somebody's words without control characters, and without those that turn the direction of what follows."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in words)
+def printable(words: str, keep: str = "") -> str:
+    """Somebody's words without control characters but those to ``keep``, and without those that turn the direction of what
+    follows."""
+    return "".join(letter if letter.isprintable() or letter in keep else " " for letter in words)
+
+
+def few_made(num_made: int) -> str:
+    """What to add to the number of checks that passed: of some eighteen, a few say little."""
+    return "; most were not made" if num_made <= 8 else ""
 
 
 def text(value: Any) -> str:
