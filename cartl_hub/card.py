@@ -206,7 +206,8 @@ def describe_classifier(lineage: Mapping[str, Any]) -> str | None:
             f"Its classifier is untrained, as {method} learns without labels and there was no linear probe: its predictions mean "
             "nothing and its accuracy was not measured. It is a source to fine-tune."
         )
-    probe = lineage["probe"]
+    if (probe := lineage.get("probe")) is None:
+        return None
     return (
         f"The network learned without labels ({method}). Its classifier is a linear probe, trained afterwards on the labels of "
         f"the training split for {probe['steps']} steps (lr {probe['arguments']['lr']:g}) while the network stayed as it was; "

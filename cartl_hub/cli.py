@@ -106,7 +106,9 @@ def _fraction(text: str) -> float:
         raise typer.BadParameter(f"expected a radius such as 8/255 or 0.031, got {text!r}.") from None
 
 
-Eps = Annotated[float, typer.Option(parser=_fraction, metavar="RADIUS", help="Linf radius in pixel units of [0, 1].")]
+Device = Annotated[
+    str | None, typer.Option(help="Where to run, such as cuda:1, mps or cpu; by default a CUDA device where there is one.")
+]
 METHOD, TRAINING, DATA, RESULT = "Method", "Training", "Data", "Result"  # panels of --help
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; found by itself.", rich_help_panel=DATA)]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; found by itself.", rich_help_panel=DATA)]
@@ -117,6 +119,10 @@ DataId = Annotated[
 NumImages = Annotated[
     int | None,
     typer.Option(min=1, help="Test images of the report, each class in proportion; by default all.", rich_help_panel=RESULT),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Begin anew; checkpoints of an earlier run in the folder are removed.", rich_help_panel=RESULT),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
 
@@ -215,6 +221,7 @@ def finetune(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.", rich_help_panel=RESULT)
     ] = None,
+    fresh: Fresh = False,
     licence: Annotated[
         str | None, typer.Option(help="Of the new weights, e.g. mit; by default none is stated.", rich_help_panel=RESULT)
     ] = None,
@@ -228,7 +235,7 @@ def finetune(
 ) -> None:
     """Fine-tune a source on your images, measure clean and robust accuracy, write a model folder.
 
-    Run again with the same arguments it goes on where it was interrupted.
+    Run again with the same arguments it goes on where it was interrupted; with `--fresh` it begins anew.
     """
     from . import Augmentation, BatchNormPolicy, DataArguments, FeatureCache, RobustFineTuner, TrainingArguments
 
@@ -268,7 +275,7 @@ def finetune(
         hub_model_id=push_to,
         hub_private_repo=private,
     )
-    result = tuner.train()
+    result = tuner.train(resume=not fresh)
     if result.stopped:
         typer.echo(f"Ended early: {result.stopped}.")
     if push_to is None:
@@ -360,7 +367,11 @@ def evaluate(
         typer.Argument(help="Model folder, bundled id, Hub id, name of a timm model, or module:function that makes a module."),
     ],
     data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id; its test split is used.")],
-    eps: Eps = "8/255",  # type: ignore[assignment]
+    norm: Annotated[NormName, typer.Option(help="Of the attacks; beside Linf ones stands PGD-20 in L2.")] = NormName.linf,
+    eps: Annotated[
+        float | None,
+        typer.Option(parser=_fraction, metavar="RADIUS", help="In pixel units of [0, 1]; 8/255 in Linf, 0.5 in L2 by default."),
+    ] = None,
     strength: Annotated[Strength, typer.Option(help="Which attacks.")] = Strength.standard,
     checks: Annotated[
         bool, typer.Option("--checks/--no-checks", help="Whether to check that the figures can be trusted.")
@@ -373,6 +384,7 @@ def evaluate(
     num_images: NumImages = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="module:function: height and width of its input.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 128,
+    device: Device = None,
     seed: Seed = 0,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -392,6 +404,8 @@ def evaluate(
     from . import evaluate as measure
 
     _check_folder(output)
+    chosen_device = _device(device)
+    radius = {} if eps is None else {"eps" if norm is NormName.linf else "l2_eps": eps}
     measured, policy, label_names, lineage, context = _any_model(model, image_size)
     test, notes = load_test_split(
         data,
@@ -403,12 +417,13 @@ def evaluate(
     report = measure(
         measured,
         test,
-        attacks=default_attacks(eps=eps, strength=strength.value),
+        attacks=default_attacks(**radius, norm=norm.value, strength=strength.value),
         checks=checks,
         budget=None if budget is None else Budget(minutes=budget),
         num_images=num_images,
         batch_size=batch_size,
         seed=seed,
+        device=chosen_device,
         resume=resume,
         context={"id": model, "command": _command(), "notes": list(notes)} | context,
     )
@@ -426,6 +441,20 @@ def evaluate(
         typer.echo(f"Left out for the budget, so that robust accuracy may be lower: {'; '.join(report.dropped)}.", err=True)
     if failed or low or unfinished:
         raise typer.Exit(1)
+
+
+def _device(name: str | None) -> Any:
+    """A device, once a tensor could be put there."""
+    import torch
+
+    from .processes import default_device
+
+    try:
+        device = default_device() if name is None else torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without it
+        raise typer.BadParameter(f"expected a device that torch has here, got {name!r}: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]:
@@ -514,6 +543,7 @@ def explain(
     ] = False,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of the classifier's training loss.")] = 5e-4,
     damping: Annotated[float, typer.Option(min=0, help="Added to the diagonal of the Hessian.")] = 0.0,
+    device: Device = None,
     seed: Seed = 0,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -538,7 +568,8 @@ def explain(
     from .weights import weights_sha256
 
     _check_folder(output)
-    first, *others = (open_source(name).model for name in (model, *(against or [])))
+    chosen_device = _device(device)
+    first, *others = (open_source(name).model.to(chosen_device) for name in (model, *(against or [])))
     if report is not None:
         check_report(report, weights_sha256(first))
     name, *names = _shown_names([model, *(against or [])], [first, *others])
@@ -606,11 +637,12 @@ def pretrain(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/ and the recipe's id.", rich_help_panel=RESULT)
     ] = None,
+    fresh: Fresh = False,
     num_images: NumImages = None,
 ) -> None:
     """Train a source model from a recipe, measure it on the test split, write its folder with its card.
 
-    Run again it goes on where it was interrupted.
+    Run again it goes on where it was interrupted; with `--fresh` it begins anew.
     """
     from . import load_recipe
     from . import pretrain as make
@@ -618,7 +650,7 @@ def pretrain(
 
     loaded = load_recipe(recipe)
     home = recipe if recipe.is_dir() else recipe.parent
-    target = make(loaded, folder or home, output_dir=output, num_images=num_images, command=_command())
+    target = make(loaded, folder or home, output_dir=output, num_images=num_images, command=_command(), resume=not fresh)
     report = read_report(target)
     if report is not None:
         _show(report.summary())
@@ -1048,8 +1080,23 @@ def main() -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.split(".")[0] not in ("cartl_hub", "builtins"):
             raise
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error{_place(error)}: {error}", err=True)
         raise SystemExit(2) from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in somebody else's code an error arose, such as a model of module:function; nothing where it is ours."""
+    import sysconfig
+    import traceback
+
+    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename).resolve()
+        if path.is_relative_to(Path(__file__).parent.resolve()):
+            return ""
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in installed):
+            return f" in {path}, line {frame.lineno} ({frame.name}), {type(error).__name__}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def _replace(contents: Mapping[Path, bytes | str]) -> None:
     partial = {path: path.with_name(f"{path.name}.{os.getpid()}.partial") for path in contents}  # other processes have others
     try:
         for path, content in contents.items():
-            with open(partial[path], "wb") as file:
+            with _named(path), open(partial[path], "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -85,6 +85,17 @@ def _replace(contents: Mapping[Path, bytes | str]) -> None:
         raise
     for path, temporary in partial.items():
         os.replace(temporary, path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an error of the disk, where Python names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def remove_stale(paths: Iterable[Path]) -> None:

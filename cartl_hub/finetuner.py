@@ -20,7 +20,7 @@ from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks
 from .card import render_card
 from .evaluation import evaluate
-from .folder import ModelError, build_model, read_config, read_report, save_model
+from .folder import ModelError, build_model, check_weights, read_config, read_report, save_model
 from .hub import bundled_models, find_model, open_folder, untrained_recipes
 from .lineage import lineage
 from .loading import AnyData, DataArguments, Splits, load_splits
@@ -93,6 +93,7 @@ class RobustFineTuner:
                 raise ValueError(f"expected {kind.__name__}(...) as {option}, got {value!r:.200}.")
         opened = open_source(source, revision)
         self.model, self.source, self._source_report = opened.model, opened.origin, opened.report
+        check_weights(self.model)  # they would be trained for hours and then not be saved
         if not self.method.uses_labels:
             raise ValueError(
                 f"expected a method that learns from labels, got {type(self.method).__name__}; pretrain a source with it "
@@ -146,14 +147,17 @@ class RobustFineTuner:
         )
         return [*self.splits.notes, head]
 
-    def train(self) -> Result:
+    def train(self, *, resume: bool = True) -> Result:
         """Train; the last weights, or the best by validation with ``load_best``, are then in ``self.model``.
 
         Checkpoints go into ``output_dir``. Called again with the same arguments, source and data, it goes on where it was
         interrupted, or returns at once where it had ended; the weights are those of a run that was not interrupted.
 
+        Args:
+            resume: Go on so. False: begin anew, whatever run ``output_dir`` holds; its checkpoints are removed.
+
         Raises:
-            ValueError: If ``output_dir`` holds a run with other arguments.
+            ValueError: If ``output_dir`` holds a run with other arguments, and with ``resume``.
             TrainingError: If the loss becomes NaN or infinite; the last good checkpoint is kept.
         """
         self.report = None  # it was one of other weights
@@ -165,7 +169,7 @@ class RobustFineTuner:
             bn=self.bn,
             arguments=self.arguments,
             output_dir=self.output_dir,
-            resume=True,
+            resume=resume,
         )
         self.model.lineage = self._lineage(self.result)
         return self.result
@@ -292,7 +296,8 @@ def open_source(source: str | Path | nn.Module | Source, revision: str | None = 
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
-        model = copy.deepcopy(source) if isinstance(source, Classifier) else Classifier(copy.deepcopy(source))
+        own = copy.deepcopy(source).float()
+        model = own if isinstance(own, Classifier) else Classifier(own)
         return Source(model, model.lineage.get("loaded_from") or {"id": model.architecture, "weights": "given"})
     try:
         folder, origin = find_model(source, revision)

@@ -20,6 +20,7 @@ from torch import Tensor
 from .blocks import list_blocks
 from .files import sha256, write_files
 from .images import ImagePolicy, policy_to_dict
+from .lineage_schema import check_lineage
 from .models import Classifier, create_model
 from .models.classifier import NOT_BUILT
 from .processes import is_main_process
@@ -62,7 +63,7 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     _check_target(folder)
     if not is_main_process():
         return folder
-    _check_weights(model)
+    check_weights(model)
     weights = weights_bytes(model)
     digest = hashlib.sha256(weights).hexdigest()
     if report is not None and not report.is_of(digest):
@@ -84,10 +85,17 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     return folder
 
 
-def _check_weights(model: Classifier) -> None:
+def check_weights(model: Classifier) -> None:
+    """That weights can be saved.
+
+    Raises:
+        ValueError: If they are reparametrised or not finite.
+    """
     for name, tensor in plain_state(model).items():
         if ".parametrizations." in name:
-            raise ValueError(f"expected plain weights, got the reparametrised {name}; save the model when training has ended.")
+            raise ValueError(
+                f"expected plain weights, got the reparametrised {name}; remove that, or wait until training has ended."
+            )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"expected finite weights, got NaN or infinite values in {name}.")
 
@@ -232,8 +240,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    if not isinstance(own.get("lineage", {}), dict):
-        raise ValueError(f"expected a mapping as lineage, got {own['lineage']!r}.")
+    check_lineage(own.get("lineage", {}))
     args, cfg, policy = config.get("model_args") or {}, config.get("pretrained_cfg"), own.get("image_policy", {})
     if not isinstance(args, dict) or not all(isinstance(value, _PLAIN) for value in args.values()):
         raise ValueError(f"model_args must be a mapping of plain values, got {args!r}.")
@@ -241,7 +248,9 @@ def _check_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         raise ValueError(f"model_args must describe an architecture, got {', '.join(foreign)}.")
     if not isinstance(cfg, dict) or not isinstance(policy, dict):
         raise ValueError("expected mappings as pretrained_cfg and image_policy.")
-    _check_sizes([args, cfg.get("input_size"), policy, config.get("num_classes")])
+    if isinstance(config.get("num_classes"), bool) or not isinstance(config.get("num_classes"), int):
+        raise ValueError(f"expected a whole number as num_classes, got {config.get('num_classes')!r}.")
+    _check_sizes([args, cfg.get("input_size"), policy, config["num_classes"]])
     for name, value in args.items():  # a loop per layer would be endless before any memory is taken
         if any(word in name for word in ("depth", "layers", "block")) and max(_numbers(value), default=0) > _DEEPEST:
             raise ValueError(f"expected at most {_DEEPEST} for {name}, got {value}.")
@@ -290,7 +299,7 @@ def build_model(config: Mapping[str, Any]) -> Classifier:
     # the licence is that of these weights, not the architecture's own
     overlay = {key: cfg[key] for key in kept if key in cfg} | {"license": cfg.get("license")}
     policy = config.get("cartl_hub", {}).get("image_policy")
-    model = create_model(config["architecture"], num_classes=int(config["num_classes"]), pretrained_cfg_overlay=overlay, **args)
+    model = create_model(config["architecture"], num_classes=config["num_classes"], pretrained_cfg_overlay=overlay, **args)
     if policy is not None:
         image_policy = ImagePolicy(**policy | {"size": tuple(policy["size"])})
         if not all(isinstance(side, int) for side in image_policy.size):
@@ -307,7 +316,7 @@ def build_model(config: Mapping[str, Any]) -> Classifier:
 
 
 def _check_labels(config: Mapping[str, Any]) -> None:
-    names, expected = config.get("label_names"), int(config["num_classes"])
+    names, expected = config.get("label_names"), config["num_classes"]
     if names is not None and (len(names) != expected or len(set(names)) != len(names)):
         raise ValueError(f"expected {expected} different label names, one for each class, got {len(set(names))}.")
 

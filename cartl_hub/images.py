@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 _LONGEST = 2000
@@ -96,7 +96,9 @@ def to_pil(picture: Any) -> Image.Image:
     Raises:
         ValueError: If it can't be read as a picture.
     """
+    name = ""
     if isinstance(picture, dict) and {"bytes", "path"} & picture.keys():
+        name = Path(picture.get("path") or "").name
         picture = picture["bytes"] if picture.get("bytes") is not None else picture["path"]
     if isinstance(picture, (Tensor, np.ndarray, list, tuple)):
         return _from_numbers(picture)
@@ -111,7 +113,8 @@ def to_pil(picture: Any) -> Image.Image:
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         return image if upright else ImageOps.exif_transpose(image)
     except Exception as error:  # the decoders of PIL raise many kinds
-        raise ValueError(f"expected a readable picture, got {type(error).__name__}: {error}.") from error
+        got = "bytes of no known kind" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"expected a readable picture{name and f' in {name}'}, got {got}.") from error
 
 
 def _open(picture: bytes | bytearray | str | Path) -> Image.Image:

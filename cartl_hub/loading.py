@@ -106,8 +106,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         for name in ("validation_share", "test_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a share in (0, 1), got {getattr(self, name)}.")
+            check_number(name, getattr(self, name), (">", 0), ("<", 1))
         if self.train_images is not None and self.train_share is not None:
             raise ValueError(f"expected train_images or train_share, got both ({self.train_images} and {self.train_share}).")
         if self.train_images is not None:
@@ -115,12 +114,10 @@ class DataArguments:
         if self.train_share is not None:
             check_number("train_share", self.train_share, (">", 0), ("<=", 1))
         for name in ("seed", "test_seed"):
-            if not 0 <= getattr(self, name) < 1 << 31:
-                raise ValueError(f"{name} must be in [0, 2**31), got {getattr(self, name)}.")
+            check_whole(name, getattr(self, name), (">=", 0), ("<", 1 << 31))
         if self.id is not None and (not self.id.strip() or not self.id.isprintable()):
             raise ValueError(f"id must be one line of printable text, got {self.id!r}.")
-        if self.shuffle_buffer < 1:
-            raise ValueError(f"shuffle_buffer must be >= 1, got {self.shuffle_buffer}.")
+        check_whole("shuffle_buffer", self.shuffle_buffer, (">=", 1))
 
 
 def load_splits(
@@ -213,6 +210,8 @@ class _Reader:
                 f"expected a datasets.Dataset, a DatasetDict, a Hub id or a folder, got {type(data).__name__}; "
                 "datasets.Dataset.from_dict makes one from arrays."
             )
+        if not str(data).strip():
+            raise DataError(f"expected a folder, a parquet file or a Hub id, got {str(data)!r}.")
         path = Path(data).expanduser()
         if path.exists():
             self.location = str(path.resolve())  # not a part of what cards and reports show
@@ -231,13 +230,15 @@ class _Reader:
         try:
             return dict(datasets.load_dataset(*args, **kwargs, streaming=self.arguments.streaming))
         except Exception as error:  # the loaders of datasets raise many kinds
-            reason = "it holds no pictures" if "corresponds to no data" in str(error) else f"{type(error).__name__}: {error}"
             here = "" if Path(described).exists() else f" (there is no file or folder {described!r} here)"
-            raise DataError(f"the data set {described!r} can't be read{here}: {reason}") from error
+            raise DataError(f"the data set {described!r} can't be read{here}: {_reason(error)}") from error
 
     def _saved(self, path: Path) -> dict[str, Any]:
         """What ``save_to_disk`` wrote."""
-        saved: Any = datasets.load_from_disk(str(path))
+        try:
+            saved: Any = datasets.load_from_disk(str(path))
+        except Exception as error:  # of a folder that lacks files, or holds others
+            raise DataError(f"expected what save_to_disk wrote in {path}: {_reason(error)}; save it again.") from error
         splits = dict(saved) if isinstance(saved, Mapping) else {"train": saved}
         return {name: split.to_iterable_dataset() for name, split in splits.items()} if self.arguments.streaming else splits
 
@@ -576,6 +577,14 @@ class _Reader:
                 "sorted by class. Training needs it mixed: a larger shuffle_buffer, or no streaming"
             )
         return Splits(train, validation, test, tuple(self.notes))
+
+
+def _reason(error: BaseException) -> str:
+    """What ``datasets`` says, with what it says of the cause."""
+    if "corresponds to no data" in str(error):
+        return "it holds no pictures"
+    reason = f"{type(error).__name__}: {error}"
+    return f"{reason} ({_reason(error.__cause__)})" if error.__cause__ is not None else reason
 
 
 def _commit(hub_id: str, revision: str | None) -> str | None:

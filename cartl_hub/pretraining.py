@@ -28,6 +28,7 @@ def pretrain(
     attacks: Mapping[str, Attack] | None = None,
     num_images: int | None = None,
     command: str | None = None,
+    resume: bool = True,
 ) -> Path:
     """Train a source, measure it on the test split, write its folder; goes on where it was interrupted.
 
@@ -40,6 +41,7 @@ def pretrain(
         attacks: For the report; :func:`cartl_hub.default_attacks` by default, in L2 for a source that was trained in L2.
         num_images: Test images of the report; all by default.
         command: That ran this, for card and report.
+        resume: Go on with the run in ``output_dir``. False: begin anew; its checkpoints are removed.
     """
     output_dir = Path(output_dir) if output_dir is not None else Path("runs") / recipe.id
     policy = ImagePolicy(size=_input_size(recipe), mode="L" if len(recipe.mean) == 1 else "RGB")
@@ -55,7 +57,7 @@ def pretrain(
         validation=splits.validation,
         arguments=recipe.training,
         output_dir=output_dir,
-        resume=True,
+        resume=resume,
     )
     classifier: dict[str, Any] = {} if recipe.method.uses_labels else {"classifier": "untrained"}
     if recipe.probe is not None:
@@ -66,7 +68,7 @@ def pretrain(
             validation=splits.validation,
             arguments=recipe.probe,
             output_dir=output_dir / "probe",
-            resume=True,
+            resume=resume,
         )
         classifier = {"classifier": "linear probe", "probe": {"arguments": to_dict(recipe.probe), "steps": probed.steps}}
     round_weights(model, getattr(torch, recipe.weights))

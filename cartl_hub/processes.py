@@ -33,6 +33,12 @@ def is_main_process() -> bool:
     return not (dist.is_available() and dist.is_initialized() and dist.get_rank())
 
 
+def default_device() -> torch.device:
+    """This process's CUDA device, or else the CPU."""
+    cuda = torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+
+
 def environment(device: torch.device, seconds: float) -> dict[str, Any]:
     """What something was computed with, as reports state it."""
     return {

@@ -50,7 +50,7 @@ def test_help_shows_defaults_and_an_example(command):
     text = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
     assert f"Example: cartl-hub {command}" in text
     if command in ("finetune", "evaluate"):
-        assert "default: 8/255" in text
+        assert "8/255" in text
 
 
 def test_help_does_not_import_torch():
@@ -282,6 +282,50 @@ def test_any_module_can_be_measured(photos, tmp_path, monkeypatch):
     assert "expected a torch module" in run("evaluate", "toy_net:wrong", *options).output
     assert "expected module:function" in run("evaluate", "toy_net:none", *options).output
     assert "pass --image-size" in run("evaluate", "toy_net:make", photos).output
+
+
+def test_an_error_in_a_module_of_the_user_is_said_with_its_place(photos, tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken_net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def forward(self, images):\n"
+        "        return super().forward(images)\n"  # without flattening them
+        "def make():\n"
+        "    return Net(3 * 16 * 16, 2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cartl-hub", "evaluate", "broken_net:make", str(photos), "--image-size", "16"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert f"Error in {tmp_path / 'broken_net.py'}, line 4 (forward), RuntimeError: " in error
+
+
+def test_attacks_in_another_norm(source, photos, tmp_path):
+    options = ["--norm", "L2", "--strength", "quick", "--no-checks", "--output", tmp_path / "report"]
+    for eps, expected in (([], 0.5), (["--eps", "0.25"], 0.25)):
+        assert run("evaluate", source, photos, *options, *eps).exit_code == 0
+        attacks = json.loads((tmp_path / "report" / "report.json").read_text())["attacks"]
+        assert {name: (found["attack"]["norm"], found["attack"]["eps"]) for name, found in attacks.items()} == dict.fromkeys(
+            ("FGSM L2", "PGD-20 L2"), ("L2", expected)
+        )
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(command, name, source, photos):
+    refused = run(command, source, photos, "--device", name)
+    assert refused.exit_code == 2
+    assert f"expected a device that torch has here, got '{name}'" in " ".join(refused.output.replace("│", " ").split())
+
+
+def test_a_fresh_run(source, photos, tmp_path):
+    options = ["--num-blocks", 1, "--epochs", 1, "--precision", "fp32", "--output", tmp_path / "run", "--num-images", 2]
+    assert run("finetune", source, photos, *options).exit_code == 0
+    assert run("finetune", source, photos, *options, "--lr", 0.01, "--fresh").exit_code == 0
+    lineage = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["cartl_hub"]["lineage"]
+    assert lineage["arguments"]["lr"] == 0.01
 
 
 @pytest.mark.parametrize(

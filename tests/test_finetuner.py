@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -98,6 +99,47 @@ def test_another_source_in_the_same_folder_is_refused(tuner, tmp_path):
     changed = RobustFineTuner(other, data, method=tuner.method, bn=tuner.bn, arguments=ARGUMENTS, output_dir=tmp_path / "run")
     with pytest.raises(ValueError, match=r"got others \(weights: .*Use the same ones, or another output_dir"):
         changed.train()
+
+
+def test_a_run_that_begins_anew_forgets_the_earlier_one(tuner, tmp_path):
+    tuner.train()
+    data = DatasetDict(train=pictures(36), test=pictures(12))
+    options = {"method": FineTuning(num_blocks=1), "arguments": ARGUMENTS}
+    changed = RobustFineTuner(make_model("wrn10_1"), data, **options, output_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"begin anew with resume=False"):
+        changed.train()
+    changed.train(resume=False)
+    alone = RobustFineTuner(make_model("wrn10_1"), data, **options, output_dir=tmp_path / "alone")
+    alone.train()
+    expected = alone.model.state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in changed.model.state_dict().items())
+
+
+def test_nothing_of_an_earlier_run_is_left_once_a_fresh_one_has_begun(tuner, tmp_path, monkeypatch):
+    tuner.train()
+    monkeypatch.setattr(FineTuning, "losses", lambda self, model, batch: 1 / 0)
+    data = DatasetDict(train=pictures(36), test=pictures(12))
+    changed = RobustFineTuner(
+        make_model("wrn10_1"), data, method=FineTuning(num_blocks=1), arguments=ARGUMENTS, output_dir=tmp_path / "run"
+    )
+    with pytest.raises(ZeroDivisionError):
+        changed.train(resume=False)
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_weights_that_could_not_be_saved_are_refused_before_training(tmp_path):
+    damaged = make_model("wrn10_1")
+    damaged.backbone.stem.weight.data[0, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"expected finite weights, got NaN or infinite values in stem\.weight"):
+        RobustFineTuner(damaged, pictures(30), output_dir=tmp_path)
+
+
+def test_a_source_in_half_precision_is_trained_in_fp32(tmp_path):
+    half = make_model("wrn10_1").half()
+    tuner = RobustFineTuner(half, pictures(30), method=FineTuning(num_blocks=1), arguments=ARGUMENTS, output_dir=tmp_path)
+    tuner.train()
+    assert {parameter.dtype for parameter in tuner.model.parameters()} == {torch.float32}
+    assert next(half.parameters()).dtype == torch.float16
 
 
 def test_source_is_left_alone_and_lineage_names_it(tmp_path):

@@ -198,7 +198,8 @@ def test_half_precision_weights_load_as_fp32(folder, wrn):
         ({"architecture": "../../etc"}, "has no architecture"),
         ({"cartl_hub": {"format_version": 99}}, "format version 1 or older .* got 99; upgrade cartl_hub"),
         ({"cartl_hub": []}, "expected a mapping"),
-        ({"num_classes": "many"}, "doesn't make a wrn10_1"),
+        ({"num_classes": "many"}, "expected a whole number as num_classes, got 'many'"),
+        ({"num_classes": 4.5}, "expected a whole number as num_classes, got 4.5"),
         ({"label_names": ["one"]}, "expected 3 different label names, one for each class, got 1"),
         ({"model_args": {"act": {"a": 1}}}, "model_args must be a mapping of plain values"),
         ({"model_args": {"nonsense": 1}}, "doesn't make a wrn10_1"),
@@ -329,6 +330,12 @@ def test_licence_of_the_weights_survives(tmp_path, licence):
         {"label_names": ["ant", "ant", "ant"]},
         {"label_names": 3},
         {"cartl_hub": {"lineage": 5}},
+        {"cartl_hub": {"lineage": {"source": "resnet18"}}},
+        {"cartl_hub": {"lineage": {"source": {"revision": 3}}}},
+        {"cartl_hub": {"lineage": {"data": None}}},
+        {"cartl_hub": {"lineage": {"data": {"split_off": {"seed": 0}}}}},
+        {"cartl_hub": {"lineage": {"result": {"steps": "1"}}}},
+        {"cartl_hub": {"lineage": {"notes": "none"}}},
         {"cartl_hub": {"image_policy": {"size": [32.5, 32]}}},
         {"cartl_hub": {"image_policy": {"size": [32, 32], "mode": "L"}}},
         {"cartl_hub": []},
@@ -341,6 +348,12 @@ def test_hostile_configs_are_refused(folder, change):
         config[key] = config[key] | value if isinstance(value, dict) and isinstance(config[key], dict) else value
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(ModelError):
+        load_model(folder)
+
+
+def test_an_entry_of_the_lineage_that_cannot_be_read_is_named(folder):
+    change_config(folder, cartl_hub={"lineage": {"result": {"steps": 1, "seconds": "long"}}})
+    with pytest.raises(ModelError, match=r"lineage\.result\.seconds: .*number, got 'long'"):
         load_model(folder)
 
 

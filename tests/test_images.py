@@ -173,8 +173,8 @@ def test_damaged_files_give_value_errors_or_pictures(kind):
 @pytest.mark.parametrize(
     ("picture", "message"),
     [
-        (b"", "readable picture, got UnidentifiedImageError"),
-        (b"RIFF\0\0\0\0WAVE", "readable picture, got UnidentifiedImageError"),
+        (b"", "readable picture, got bytes of no known kind"),
+        (b"RIFF\0\0\0\0WAVE", "readable picture, got bytes of no known kind"),
         (Path("nowhere.png"), "readable picture, got FileNotFoundError"),
         ("nothing://a.png", "readable picture, got ValueError: Protocol not known"),
         (None, "expected a picture: .* got NoneType"),

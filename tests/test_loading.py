@@ -300,10 +300,12 @@ def test_what_is_wrong_with_columns_and_splits(change, arguments, message):
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1])
 def test_shares_are_checked(value):
     for name in ("test_share", "validation_share"):
-        with pytest.raises(ValueError, match=rf"{name} must be a share in \(0, 1\), got"):
+        with pytest.raises(ValueError, match=f"{name} must be > 0 and < 1, got"):
             DataArguments(**{name: value})
     with pytest.raises(ValueError, match="shuffle_buffer must be >= 1"):
         DataArguments(shuffle_buffer=0)
+    with pytest.raises(ValueError, match=r"seed must be a whole number, got 1.5"):
+        DataArguments(seed=1.5)
 
 
 # Labels
@@ -581,10 +583,32 @@ def test_words_in_names_of_folders_and_files_do_not_make_splits(tmp_path):
 def test_a_broken_file_in_a_folder_is_named(tmp_path):
     root = folder(tmp_path / "pets")
     (root / "dog" / "3.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"row 9 of the train split: expected a readable picture"):
+    with pytest.raises(
+        DataError, match=r"row 9 of the train split: expected a readable picture in 3\.png, got bytes of no known kind"
+    ):
         read(root)
     with pytest.raises(DataError, match=r"one label column, but the columns are image; .*one folder per class"):
         read(root / "cat")
+
+
+def test_a_damaged_folder_of_save_to_disk(tmp_path):
+    table(12).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"expected what save_to_disk wrote in .*saved: KeyError.*; save it again"):
+        read(tmp_path / "saved")
+
+
+def test_a_damaged_parquet_file_with_what_is_wrong(tmp_path):
+    table(20).to_parquet(tmp_path / "train.parquet")
+    content = (tmp_path / "train.parquet").read_bytes()
+    (tmp_path / "train.parquet").write_bytes(content[:-20])
+    with pytest.raises(DataError, match=r"can't be read: .*Parquet magic bytes not found"):
+        read(tmp_path / "train.parquet")
+
+
+def test_no_name_of_data():
+    with pytest.raises(DataError, match="expected a folder, a parquet file or a Hub id, got ''"):
+        read("")
 
 
 def test_parquet(tmp_path):

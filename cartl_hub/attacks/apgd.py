@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..ranges import check_whole
 from .attack import Attack, Norm, ascend, confine, input_gradient, random_start, restart_keys
 from .losses import LOSSES, LossName, check_loss, targeted_dlr, without_label
 
@@ -38,8 +39,8 @@ class APGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.restarts < 1:
-            raise ValueError(f"steps and restarts must be >= 1, got {self}.")
+        for name in ("steps", "restarts"):
+            check_whole(name, getattr(self, name), (">=", 1))
         check_loss(self.loss)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
@@ -78,8 +79,8 @@ class APGDT(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.num_targets < 1 or self.restarts < 1:
-            raise ValueError(f"steps, num_targets and restarts must be >= 1, got {self}.")
+        for name in ("steps", "num_targets", "restarts"):
+            check_whole(name, getattr(self, name), (">=", 1))
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         return self._climb(model, images, labels, keys, until_broken=False)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..randomness import RESTART, START, fold_in, normal, random_keys, uniform
+from ..ranges import check_number
 from .losses import margin
 
 Norm = Literal["Linf", "L2"]
@@ -34,8 +35,7 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm must be one of {get_args(Norm)}, got {self.norm!r}.")
-        if not self.eps >= 0:
-            raise ValueError(f"eps must be a radius >= 0 in pixel units of [0, 1] (8/255 = 0.0314), got {self.eps}.")
+        check_number("eps, a radius in pixel units of [0, 1] such as 8/255,", self.eps, (">=", 0))
         if self.eps > 1 and self.norm == "Linf":
             raise ValueError(f"eps must be in [0, 1] for Linf, as pixels are; got {self.eps}. Did you mean {self.eps:g}/255?")
 

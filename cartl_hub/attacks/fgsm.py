@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..ranges import check_number
 from .attack import Attack, Norm, confine, input_gradient, random_start, steepest_direction
 from .losses import cross_entropy
 
@@ -31,8 +32,7 @@ class RFGSM(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.step_factor >= 0:
-            raise ValueError(f"step_factor must be >= 0, got {self.step_factor}.")
+        check_number("step_factor", self.step_factor, (">=", 0))
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         start = random_start(images, keys, self.eps, self.norm)
@@ -59,8 +59,7 @@ class NFGSM(Attack):
         super().__post_init__()
         if self.norm != "Linf":
             raise ValueError(f"NFGSM is an Linf attack, got norm={self.norm!r}; RFGSM and PGD have both norms.")
-        if not self.noise_factor >= 0:
-            raise ValueError(f"noise_factor must be >= 0, got {self.noise_factor}.")
+        check_number("noise_factor", self.noise_factor, (">=", 0))
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         start = random_start(images, keys, self.noise_factor * self.eps, self.norm)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..ranges import check_number, check_whole
 from .attack import Attack, ascend, input_gradient, random_start, restart_keys
 from .losses import LOSSES, LossName, check_loss
 
@@ -32,8 +33,9 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.restarts < 1 or not self.step_size >= 0:
-            raise ValueError(f"steps and restarts must be >= 1 and step_size >= 0, got {self}.")
+        check_number("step_size", self.step_size, (">=", 0))
+        check_whole("steps", self.steps, (">=", 1))
+        check_whole("restarts", self.restarts, (">=", 1))
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"{self.restarts} restarts without a random start are all the same; use random_start=True.")
         check_loss(self.loss)

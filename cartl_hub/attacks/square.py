@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..randomness import START, uniform
+from ..ranges import check_number, check_whole
 from .attack import RandomSearch, sample_norm
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 after which the squares' share is halved
@@ -35,8 +36,8 @@ class Square(RandomSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.queries < 1 or not 0 < self.p_init <= 1:
-            raise ValueError(f"queries must be >= 1 and p_init in (0, 1], got {self}.")
+        check_whole("queries", self.queries, (">=", 1))
+        check_number("p_init", self.p_init, (">", 0), ("<=", 1))
 
     @property
     def num_proposals(self) -> int:

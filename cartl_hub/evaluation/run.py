@@ -21,6 +21,7 @@ from ..config import to_dict
 from ..data import ImageData
 from ..models import Classifier
 from ..processes import environment, place
+from ..randomness import SEEDS
 from ..ranges import check_whole
 from ..report import (
     Accuracy,
@@ -152,7 +153,7 @@ def evaluate(
     attacks = default_attacks() if attacks is None else _by_name(attacks)
     check_names = chosen_checks(checks)
     check_model(model)
-    _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep)
+    _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, seed, resume, keep)
     test, num_images = _sampled(as_data(data, model, batch_size), num_images)
     stated, description = plain_json(context or {}, "context"), plain_json(test.description, "description of the data")
     if isinstance(model, Classifier):
@@ -426,7 +427,7 @@ def _by_name(attacks: Any) -> dict[str, Attack]:
     return dict(attacks)
 
 
-def _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, resume, keep) -> None:
+def _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, seed, resume, keep) -> None:
     if not attacks:
         raise ValueError("expected at least one attack, got none; leave attacks out for the default ones.")
     if any(isinstance(attack, NFGSM) for attack in attacks.values()):
@@ -437,6 +438,7 @@ def _check_arguments(attacks, num_images, curve, curve_images, check_images, bat
     for name, value in counts.items():
         if value is not None:
             check_whole(name, value, (">=", 1))
+    check_whole("seed", seed, (">=", SEEDS[0]), ("<=", SEEDS[1]))
     if curve is not None and (len(curve) < 2 or curve[0] != 0 or any(b <= a for a, b in pairwise(curve))):
         raise ValueError(f"expected rising radii from 0 for the curve, or None for no curve; got {tuple(curve)}.")
     if keep and resume is None:

@@ -88,7 +88,8 @@ def train(
         bn: Batch-norm policy; by default the source's statistics and trained affine maps.
         arguments: How to train.
         output_dir: Where checkpoints and logs go; None writes nothing.
-        resume: Continue from the checkpoint in ``output_dir`` where there is one. The model has the weights with which that run
+        resume: Continue from the checkpoint in ``output_dir`` where there is one; otherwise those of an earlier run are removed
+            before the first step. To continue, the model has the weights with which that run
             began, or those with which it ended: then, as for every run that has ended, its result is returned at once.
 
     Raises:
@@ -179,7 +180,10 @@ class _Run:
             yield
 
     def __call__(self) -> Result:
-        self.checkpoint = self._read_checkpoint() if self.resume else None
+        if self.resume:
+            self.checkpoint = self._read_checkpoint()
+        else:
+            self._forget()
         if self.checkpoint is not None and self.checkpoint[1]["end_weights"] == self.fingerprint["weights"]:
             self._restore_result()
             self._give(self.model.state_dict())
@@ -583,7 +587,7 @@ class _Run:
             pairs = "; ".join(line for key in different for line in _differences(key, saved.get(key), now[key]))
             raise ValueError(
                 f"expected the arguments with which {self._checkpoint_path} was begun, got others ({pairs}). "
-                "Use the same ones, or another output_dir (in the shell --output)."
+                "Use the same ones, or another output_dir, or begin anew with resume=False (in the shell --output, --fresh)."
             )
         if record["progress"]["step"] > self.num_steps:
             raise ValueError(
@@ -591,6 +595,12 @@ class _Run:
                 f"{record['progress']['step']}. Use another output_dir."
             )
         return tensors, record
+
+    def _forget(self) -> None:
+        """Remove the checkpoints of an earlier run, from which nobody should go on once this one has begun."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            for name in (CHECKPOINT, BEST):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _restore(self, task: Task, optimizer: torch.optim.Optimizer) -> int:
         if self.checkpoint is None:
