@@ -680,7 +680,10 @@ def sources(
     hub: Annotated[bool, typer.Option("--hub", help="Look on the Hub too.")] = False,
     author: Annotated[str | None, typer.Option(help="User or organisation on the Hub.")] = None,
     search: Annotated[str | None, typer.Option(help="Part of the name.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
+    recipes: Annotated[bool, typer.Option("--recipes", help="Recipes too whose models aren't trained yet.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of the README, or with --recipes that of model_cards.")
+    ] = False,
 ) -> None:
     """List the models that came with the package, and those on the Hub, with what was measured of them.
 
@@ -690,11 +693,11 @@ def sources(
     from rich.text import Text
 
     from . import ModelError, list_sources
-    from .hub import models_table
+    from .hub import RECIPE_ONLY, models_table, recipes_table
     from .report import printable
 
     if markdown:
-        typer.echo(models_table())
+        typer.echo(recipes_table() if recipes else models_table())
         return
     table = Table("id", "network", "trained", "clean", "robust", "MB", "where")
     table.columns[0].no_wrap = True
@@ -705,7 +708,8 @@ def sources(
         found = list_sources(hub=hub or author is not None, author=author, search=search)
     except ModelError as error:
         found, unreachable = list_sources(search=search), error
-    for info in found:
+    untrained = [info for info in found if info.where == RECIPE_ONLY]
+    for info in found if recipes else (info for info in found if info not in untrained):
         clean, robust = ("-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc))
         cells = (
             info.id,
@@ -718,6 +722,8 @@ def sources(
         )
         table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
     _show(table)
+    if untrained and not recipes:
+        typer.echo(f"{len(untrained)} recipes wait for their training; --recipes lists them.")
     if unreachable is not None:  # what is here is shown first
         raise unreachable
 

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LIBRARY = "cartl_hub"
+RECIPE_ONLY = "recipe only"  # where a model is that is not trained yet
 ATTEMPTS = 3  # of what the client itself does not try again: downloads that end in a 5xx or a reset, and small requests
 _GARBLED = (json.JSONDecodeError, KeyError, TypeError, AttributeError)  # what the client makes of a damaged reply
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
@@ -342,7 +343,7 @@ class SourceInfo:
         attack: Name of the attack.
         num_images: Test images of these figures.
         size: Of the weights, in bytes.
-        where: "bundled", or "Hub".
+        where: "bundled", "Hub", or "recipe only".
         revision: Commit on the Hub.
     """
 
@@ -442,20 +443,18 @@ def _recipe_info(folder: Path) -> SourceInfo:
         architecture=recipe.architecture,
         data=recipe.data.id,
         method=type(recipe.method).__name__,
-        where="recipe only",
+        where=RECIPE_ONLY,
     )
 
 
 def models_table() -> str:
-    """The bundled models as a Markdown table, and under it the recipes whose models aren't trained yet."""
+    """The bundled models as a Markdown table, with links from the project's folder."""
     lines = [
         "| id | architecture | parameters | trained on | method | clean | robust | MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    recipes = []
     for info in list_sources():
         if info.size is None:
-            recipes.append(f"[{info.id}](model_cards/{info.id}/{RECIPE})")
             continue
         measured = [
             "not measured" if share is None else f"{100 * share:.2f} %{suffix}"
@@ -465,6 +464,15 @@ def models_table() -> str:
             f"| [{info.id}](model_cards/{info.id}/README.md) | {info.architecture} | {info.num_parameters:,} | {info.data} | "
             f"{info.method} | {' | '.join(measured)} | {info.size / 1e6:.1f} |"
         )
-    if recipes:
-        lines += ["", "Recipe only, not trained yet:", *(f"{link}," for link in recipes[:-1]), f"{recipes[-1]}."]
+    return "\n".join(lines)
+
+
+def recipes_table() -> str:
+    """The recipes whose models aren't trained yet as a Markdown table, with links from their folder."""
+    untrained = [info for info in list_sources() if info.size is None]
+    lines = ["| id | architecture | trained on | method | |", "|---|---|---|---|---|"]
+    lines += [
+        f"| [{info.id}]({info.id}/{RECIPE}) | {info.architecture} | {info.data} | {info.method} | {info.where} |"
+        for info in untrained
+    ]
     return "\n".join(lines)

@@ -277,7 +277,7 @@ def test_cost_is_what_the_documentation_says():
 def test_every_check_is_in_the_tables():
     assert {*CHECKS, "second-verdict"} == THRESHOLDS.keys()
     assert all(probe.flagged in SUSPICIOUS and probe.remedy for probe in CHECKS.values())
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (Path(__file__).parent.parent / "cartl_hub" / "evaluation" / "README.md").read_text()
     between = text.partition("<!-- checks: cartl_hub.evaluation.checks.thresholds_table -->\n")[2].partition("\n<!-- end -->")[0]
     assert between == thresholds_table()
     assert thresholds_table().count("\n") == 1 + len(THRESHOLDS)

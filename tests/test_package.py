@@ -1,5 +1,6 @@
 """The package as a user gets it."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -26,11 +27,26 @@ def test_architectures_are_registered_in_either_order(first):
 
 
 def test_readme_lists_the_models_of_the_cards():
-    from cartl_hub.hub import models_table
+    from cartl_hub.hub import models_table, recipes_table
 
-    text = (ROOT / "README.md").read_text()
-    between = text.partition("<!-- models: cartl-hub sources --markdown -->\n")[2].partition("<!-- end -->")[0]
-    assert between.strip() == models_table().strip()
+    for page, begin, table in (
+        (ROOT / "README.md", "<!-- models: cartl-hub sources --markdown -->\n", models_table()),
+        (ROOT / "model_cards" / "README.md", "<!-- recipes: cartl-hub sources --markdown --recipes -->\n", recipes_table()),
+    ):
+        assert page.read_text().partition(begin)[2].partition("<!-- end -->")[0].strip() == table
+
+
+def test_links_of_the_pages_lead_somewhere():
+    pages = [path for path in ROOT.rglob("*.md") if not {".venv", "runs"} & set(path.relative_to(ROOT).parts)]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path, _, heading = link.partition("#")
+            if "://" in link or (not path and not heading):
+                continue
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page}: {link}"
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if heading else []
+            assert not heading or heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}, link
 
 
 def test_cards_are_what_their_reports_say():
