@@ -152,7 +152,7 @@ def verdict(report: Results) -> tuple[str, str]:
     status, sentence = _checked(report.checks)
     if not report.doubt:
         return status, sentence
-    if status == "pass":
+    if status in ("pass", "skipped") and any(check.status == "pass" for check in report.checks):
         sentence = "The checks that were made passed, which says little of such a model."
     return "fail" if status == "fail" else "warn", f"{report.doubt} {sentence}"
 
@@ -167,7 +167,8 @@ def _checked(checks: Sequence[Check]) -> tuple[str, str]:
     if warned := made.count("warn"):
         return "warn", f"{warned} {counts} gave a warning: read what it means for the robust accuracy."
     passed = "The one check that was made passed" if len(made) == 1 else f"All {len(made)} checks that were made passed"
-    return "pass", f"{passed}{few_made(len(made))}."
+    few = few_made(len(made))
+    return "skipped" if few else "pass", f"{passed}{few}."
 
 
 def chart_lines(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
