@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 import cartl_hub
 from cartl_hub import ModelError, load_model, save_model
-from cartl_hub.cli import _command, app, main
+from cartl_hub.cli import app, main
+from cartl_hub.cli.shown import command as typed_command
 from cartl_hub.testing import LocalHub
 
 COMMANDS = ("finetune", "evaluate", "compare", "predict", "pretrain", "blocks", "sources", "publish", "import", "card")
@@ -131,7 +132,7 @@ def test_publish_and_find(source, photos, tmp_path):
 def test_commands_in_cards_hold_no_folders_of_this_machine(monkeypatch):
     arguments = ["finetune", "org/toy", "/home/me/my photos", "--output=/home/me/run", "runs/a", "--eps", "8/255"]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/cartl-hub", *arguments])
-    assert _command() == "cartl-hub finetune org/toy 'my photos' --output=run runs/a --eps 8/255"
+    assert typed_command() == "cartl-hub finetune org/toy 'my photos' --output=run runs/a --eps 8/255"
 
 
 def test_import_from_a_file_and_from_the_hub(tmp_path):

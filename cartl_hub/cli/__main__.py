@@ -1,0 +1,5 @@
+"""``python -m cartl_hub.cli``."""
+
+from . import main
+
+main()

@@ -1,0 +1,80 @@
+"""Options that several commands have, and what their words mean."""
+
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class NormName(StrEnum):
+    """Norms of threat models."""
+
+    linf = "Linf"
+    l2 = "L2"
+
+
+def fraction(text: str) -> float:
+    """ "8/255" or "0.03" as a number."""
+    try:
+        numerator, _, denominator = text.partition("/")
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"expected a radius such as 8/255 or 0.031, got {text!r}.") from None
+
+
+METHOD, TRAINING, DATA, RESULT = "Method", "Training", "Data", "Result"  # panels of --help
+Device = Annotated[
+    str | None, typer.Option(help="Where to run, such as cuda:1, mps or cpu; by default a CUDA device where there is one.")
+]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; found by itself.", rich_help_panel=DATA)]
+LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; found by itself.", rich_help_panel=DATA)]
+DataId = Annotated[
+    str | None,
+    typer.Option(help="Name of the data in report and card; by default the folder's or the Hub id.", rich_help_panel=DATA),
+]
+NumImages = Annotated[
+    int | None,
+    typer.Option(min=1, help="Test images of the report, each class in proportion; by default all.", rich_help_panel=RESULT),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Begin anew; checkpoints of an earlier run in the folder are removed.", rich_help_panel=RESULT),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was typed, rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def check_folder(path: Path) -> None:
+    """That reports can be written there, before anything is measured for them."""
+    if path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"expected a folder for the output, got the file {path}.")
+    made = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(f"expected a folder that can be written for the output, got {path}: {error.strerror}.") from None
+    if made:
+        path.rmdir()
+
+
+def open_device(name: str | None) -> Any:
+    """A device, once a tensor could be put there."""
+    import torch
+
+    from ..processes import default_device
+
+    try:
+        device = default_device() if name is None else torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without it
+        raise typer.BadParameter(f"expected a device that torch has here, got {name!r}: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,0 +1,24 @@
+"""What commands print."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def show(renderable: Any) -> None:
+    """Print what rich can, as wide as the terminal, or 140 columns where there is none."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 140).print(renderable)
+
+
+def command() -> str:
+    """What was typed, for cards and reports, where the folders of this machine are of no use to anybody."""
+    return shlex.join(["cartl-hub", *map(without_folder, sys.argv[1:])])
+
+
+def without_folder(argument: str) -> str:
+    """The last part of an absolute path, also behind ``--option=``; anything else as it is."""
+    option, separator, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return option + separator + (Path(value).name if Path(value).is_absolute() else value)

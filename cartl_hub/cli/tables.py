@@ -1,0 +1,171 @@
+"""Commands that run the tables of the papers, and sweeps."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import DataId
+from .shown import command, show
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..experiments.cell import Measured
+
+commands = typer.Typer(rich_markup_mode="markdown")
+
+
+class TableName(StrEnum):
+    """Tables of the papers."""
+
+    all = "all"
+    cases = "cases"
+    ablation = "ablation"
+    bn = "bn"
+    targets = "targets"
+    datasize = "datasize"
+    ssl = "ssl"
+
+
+@commands.command(epilog="Example: cartl-hub reproduce cases --only fdm4 --dry-run")
+def reproduce(
+    table: Annotated[TableName, typer.Argument(help="Which table.")],
+    plan: Annotated[
+        Path, typer.Option(help="Sources, target, cases, seeds and training; results go beside it.", exists=True, dir_okay=False)
+    ] = Path("model_cards/results/plan.yaml"),
+    only: Annotated[str | None, typer.Option(metavar="PART", help="Only cells with this in their name.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; they share the cores.")] = 1,
+    runs: Annotated[Path, typer.Option(help="Folder of checkpoints and finished batches.")] = Path("runs/cells"),
+    page: Annotated[Path, typer.Option(help="Page that is written from all results.")] = Path("RESULTS.md"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and which are done; run none.")] = False,
+    render: Annotated[bool, typer.Option("--render", help="Write the page from the results that are there; run none.")] = False,
+) -> None:
+    """Run the papers' tables on a plan, and write them beside the papers' figures.
+
+    A cell is a transfer and its measurement. Those that are done are left alone, interrupted ones go on.
+    """
+    from collections import Counter
+
+    from rich.table import Table
+
+    from ..experiments import load_plan, make_tables, run_cells, save_results
+    from ..experiments.run import DONE, NOT_RUN, UNTRAINED_SOURCE, state
+
+    chosen = load_plan(plan)
+    tables = make_tables(chosen) if table is TableName.all else make_tables(chosen, [table.value])
+    cells = {cell.key: cell for part in tables for cell in part.cells if only is None or only in cell.key}
+    if not cells:
+        raise typer.BadParameter(f"expected a part of a cell's name for --only, got {only!r}, which is in none; see --dry-run.")
+    if dry_run:
+        shown = Table("cell", "method", "state")
+        shown.columns[0].no_wrap = True
+        states = {key: state(cell, plan.parent) for key, cell in cells.items()}
+        for key, cell in cells.items():
+            shown.add_row(key, cell.setting, states[key])
+        show(shown)
+        counts = dict.fromkeys((DONE, NOT_RUN, UNTRAINED_SOURCE), 0) | Counter(states.values())
+        typer.echo(f"{len(cells)} cells: {', '.join(f'{number} {name}' for name, number in counts.items())}")
+        return
+    try:
+        if not render:
+            found = run_cells(cells.values(), results=plan.parent, runs=runs, jobs=jobs, command=command())
+            show(_results_table({cells[key].title: result.last for key, result in found.items()}))
+    finally:
+        save_results(chosen, plan.parent, page)
+        typer.echo(f"Written: {page}")
+
+
+def _results_table(measured: "Mapping[str, Measured]") -> Any:
+    """Accuracies of cells."""
+    from rich.table import Table
+
+    from ..report.page import plain
+
+    names = list(dict.fromkeys(name for one in measured.values() for name in one.verdicts))
+    shown = Table("cell", *names)
+    for title, one in measured.items():
+        shown.add_row(plain(title), *(f"{one.accuracy(name).accuracy:.2%}" if name in one.verdicts else "" for name in names))
+    return shown
+
+
+@commands.command(
+    epilog="Example: cartl-hub sweep wrn16_2.fdm4_cifar100 wrn16_2.natural_cifar100 --data my_photos --num-images 100,400,all"
+)
+def sweep(
+    sources: Annotated[list[str], typer.Argument(help="Sources; differences are from the last one.")],
+    data: Annotated[str, typer.Option(help="Folder of images, parquet file or folder, or Hub id.")],
+    blocks: Annotated[
+        str, typer.Option(help="Residual blocks that are trained; 0: the classifier, all: everything.")
+    ] = "0,1,3,all",
+    num_images: Annotated[
+        str, typer.Option(help="Numbers of target images; all: all of them.")
+    ] = "100,200,400,800,1600,3200,6400",
+    seeds: Annotated[str, typer.Option(help="Of images, classifier and training.")] = "0,1,2",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 150,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 128,
+    lr: Annotated[float, typer.Option(help="Learning rate; a tenth of it after each third.")] = 0.1,
+    validate_every: Annotated[int, typer.Option(min=1, help="Epochs between points of the curve against epochs.")] = 10,
+    attack: Annotated[
+        bool, typer.Option("--attack/--clean-only", help="Measure accuracy under PGD-20 too, which takes most of the time.")
+    ] = True,
+    test_images: Annotated[
+        int | None, typer.Option(min=1, help="Test images that are measured, stratified; by default all.")
+    ] = None,
+    data_id: DataId = None,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the training images.")] = True,
+    augment: Annotated[
+        bool,
+        typer.Option("--augment/--no-augment", help="Crop and flip; without, what the frozen blocks give is computed once."),
+    ] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; they share the cores.")] = 1,
+    output: Annotated[Path, typer.Option(help="Folder of results, tables and plots.")] = Path("runs/sweep"),
+) -> None:
+    """Fine-tune sources at several depths on several numbers of images, and plot accuracy against both and against epochs.
+
+    Cells that are done are left alone, interrupted ones go on. Chen et al. call it TL, Utrera et al. (2020) swept it.
+    """
+    from dataclasses import replace
+
+    from ..data import Augmentation
+    from ..experiments import Sweep, run_sweep
+    from ..recipe import RecipeData
+    from ..training import FeatureCache
+
+    name = Path(data).resolve().name if Path(data).exists() else data
+    wanted = Sweep(sources=tuple(sources), target=RecipeData(id=data_id or name, local=data))
+    training = replace(
+        wanted.training,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        validate_every=validate_every,
+        augmentation=Augmentation(flip=flip) if augment else None,
+        cache=None if augment else FeatureCache(),
+    )
+    chosen = replace(
+        wanted,
+        blocks=counts("--blocks", blocks),
+        num_images=counts("--num-images", num_images),
+        seeds=tuple(whole_seed(seed) for seed in counts("--seeds", seeds)),
+        training=training,
+        attacks=wanted.attacks if attack else {},
+        test_images=test_images,
+    )
+    table = run_sweep(chosen, output, jobs=jobs, command=command())
+    typer.echo(f"{len(table)} cells: {output / 'sweep.csv'}, plots beside it")
+
+
+def whole_seed(seed: int | None) -> int:
+    if seed is None:
+        raise typer.BadParameter("expected whole numbers for --seeds, got all.")
+    return seed
+
+
+def counts(option: str, text: str) -> tuple[int | None, ...]:
+    """Whole numbers separated by commas; "all" is None."""
+    try:
+        return tuple(None if part.strip() == "all" else int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected whole numbers, or all, separated by commas for {option}, got {text!r}.") from None

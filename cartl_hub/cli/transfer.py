@@ -1,0 +1,252 @@
+"""Commands that fine-tune."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import DATA, METHOD, RESULT, TRAINING, DataId, Fresh, ImageColumn, LabelColumn, NumImages, fraction, is_given
+from .shown import command, show
+
+if TYPE_CHECKING:
+    from ..attacks import Attack
+    from ..methods import Method
+
+commands = typer.Typer(rich_markup_mode="markdown")
+
+
+class MethodName(StrEnum):
+    """Transfer methods."""
+
+    neft = "neft"
+    finetune = "finetune"
+    lwf = "lwf"
+    adversarial = "adversarial"
+
+
+class AttackName(StrEnum):
+    """Training attacks."""
+
+    pgd = "pgd"
+    fgsm = "fgsm"
+    rfgsm = "rfgsm"
+    nfgsm = "nfgsm"
+
+
+class Statistics(StrEnum):
+    """Whose statistics batch norm in the frozen blocks uses."""
+
+    source = "source"
+    target = "target"
+
+
+class Affine(StrEnum):
+    """Whether batch norm's affine maps in the trained blocks are trained."""
+
+    trained = "trained"
+    frozen = "frozen"
+
+
+@commands.command(epilog="Example: cartl-hub quickstart --output quickstart")
+def quickstart(
+    output: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/quickstart"),
+) -> None:
+    """Fine-tune the bundled sources on handwritten digits, attack them, compare; a few minutes on two CPU cores."""
+    from ..quickstart import run
+
+    run(output)
+
+
+@commands.command(epilog="Example: cartl-hub finetune wrn16_2.fdm4_cifar100 my_photos --num-blocks 4 --epochs 10")
+def finetune(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="Id of a bundled model, Hub id, model folder, or name of a timm model.")],
+    data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id.")],
+    method: Annotated[MethodName, typer.Option(help="Transfer method.", rich_help_panel=METHOD)] = MethodName.neft,
+    num_blocks: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Blocks to train, from the classifier; 0: the whole network (not NEFT).", rich_help_panel=METHOD
+        ),
+    ] = 4,
+    beta: Annotated[float, typer.Option(help="neft: spectral norm of each trained weight.", rich_help_panel=METHOD)] = 0.4,
+    convex_residual: Annotated[
+        bool,
+        typer.Option(
+            "--convex-residual", help="neft: convex residual sums, as part of the architecture.", rich_help_panel=METHOD
+        ),
+    ] = False,
+    weight: Annotated[float, typer.Option(help="lwf: weight of the feature distance.", rich_help_panel=METHOD)] = 0.005,
+    attack: Annotated[AttackName, typer.Option(help="adversarial: training attack.", rich_help_panel=METHOD)] = AttackName.pgd,
+    eps: Annotated[
+        float,
+        typer.Option(
+            parser=fraction, metavar="RADIUS", help="adversarial: Linf radius of the training attack.", rich_help_panel=METHOD
+        ),
+    ] = "8/255",  # type: ignore[assignment]
+    adversarial_share: Annotated[
+        float | None,
+        typer.Option(
+            help="adversarial: share of the images whose adversarial versions are added to the clean ones; by default "
+            "adversarial images alone.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    extractor_statistics: Annotated[
+        Statistics, typer.Option(help="Batch norm of the frozen blocks.", rich_help_panel=METHOD)
+    ] = Statistics.source,
+    submodel_affine: Annotated[
+        Affine, typer.Option(help="Batch norm of the trained blocks.", rich_help_panel=METHOD)
+    ] = Affine.trained,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.", rich_help_panel=TRAINING)] = 20,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps instead of epochs, for a stream.", rich_help_panel=TRAINING)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step over all processes.", rich_help_panel=TRAINING)] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 0.02,
+    flip: Annotated[
+        bool, typer.Option(help="Mirror half of the images; wrong for digits and text.", rich_help_panel=TRAINING)
+    ] = True,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_panel=TRAINING)] = "auto",
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Compute once what the frozen blocks give.", rich_help_panel=TRAINING)
+    ] = False,
+    cache_views: Annotated[
+        int,
+        typer.Option(
+            min=0, help="--cache: augmented views of each image, in turn; 0: the images as they are.", rich_help_panel=TRAINING
+        ),
+    ] = 8,
+    log_with: Annotated[str | None, typer.Option(help="Tracker, e.g. tensorboard.", rich_help_panel=TRAINING)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random draws.", rich_help_panel=TRAINING)] = 0,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    data_id: DataId = None,
+    train_images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train on this number of images, stratified; fewer lie among more.", rich_help_panel=DATA),
+    ] = None,
+    train_share: Annotated[
+        float | None, typer.Option(help="Train on this share of the images, in (0, 1].", rich_help_panel=DATA)
+    ] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read the data as a stream.", rich_help_panel=DATA)] = False,
+    num_images: NumImages = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.", rich_help_panel=RESULT)
+    ] = None,
+    fresh: Fresh = False,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the new weights, e.g. mit; by default none is stated.", rich_help_panel=RESULT)
+    ] = None,
+    push_to: Annotated[
+        str | None,
+        typer.Option(help="Publish as org/name on the Hub; the token is checked first.", rich_help_panel=RESULT),
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="--push-to: of a new repository.", rich_help_panel=RESULT)
+    ] = None,
+) -> None:
+    """Fine-tune a source on your images, measure clean and robust accuracy, write a model folder.
+
+    Run again with the same arguments it goes on where it was interrupted; with `--fresh` it begins anew.
+    """
+    from .. import Augmentation, BatchNormPolicy, DataArguments, FeatureCache, RobustFineTuner, TrainingArguments
+
+    _refuse_options_of_other_methods(context, method)
+    if is_given(context, "cache_views") and not cache:
+        raise typer.BadParameter("--cache-views is of --cache; add that, or leave it out.")
+    if private is not None and push_to is None:
+        raise typer.BadParameter("--private and --public are of the repository of --push-to; add that, or leave them out.")
+    tuner = RobustFineTuner(
+        source,
+        data,
+        method=_method(method, num_blocks or None, beta, convex_residual, weight, _attack(attack, eps), adversarial_share),
+        bn=BatchNormPolicy(extractor_statistics=extractor_statistics.value, submodel_affine=submodel_affine.value),
+        arguments=TrainingArguments(
+            epochs=epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            lr=lr,
+            precision=precision,  # type: ignore[arg-type]
+            log_with=log_with,
+            seed=seed,
+            augmentation=None if cache and not cache_views else Augmentation(flip=flip),
+            cache=FeatureCache(views=cache_views or None) if cache else None,
+        ),
+        data_arguments=DataArguments(
+            image_column=image_column,
+            label_column=label_column,
+            id=data_id,
+            train_images=train_images,
+            train_share=train_share,
+            streaming=streaming,
+            seed=seed,
+        ),
+        output_dir=output,
+        licence=licence,
+        push_to_hub=push_to is not None,
+        hub_model_id=push_to,
+        hub_private_repo=private,
+    )
+    result = tuner.train(resume=not fresh)
+    if result.stopped:
+        typer.echo(f"Ended early: {result.stopped}.")
+    if push_to is None:
+        tuner.save()  # before the evaluation, which may be long
+    report = tuner.evaluate(num_images=num_images, context={"command": command()})
+    folder = tuner.save()
+    show(report.summary())
+    typer.echo(f"\nModel, card and report: {folder}\nReport to read: {folder / 'report.html'}")
+    if tuner.commit:
+        typer.echo(f"Published: {tuner.commit.commit_url}")
+    typer.echo(f"Use it: cartl-hub predict {folder} PICTURE")
+
+
+def _refuse_options_of_other_methods(context: typer.Context, method: MethodName) -> None:
+    """An option that the method does not have would have no effect."""
+    of_methods = {
+        "num_blocks": (MethodName.neft, MethodName.finetune, MethodName.adversarial),
+        "beta": (MethodName.neft,),
+        "convex_residual": (MethodName.neft,),
+        "weight": (MethodName.lwf,),
+        "attack": (MethodName.adversarial,),
+        "eps": (MethodName.adversarial,),
+        "adversarial_share": (MethodName.adversarial,),
+    }
+    for name, methods in of_methods.items():
+        if method not in methods and is_given(context, name):
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(
+                f"{option} is an option of {' and '.join(methods)}, got it with --method {method}; leave it out."
+            )
+
+
+def _attack(name: AttackName, eps: float) -> "Attack":
+    from .. import FGSM, NFGSM, PGD, RFGSM
+
+    if name is AttackName.pgd:
+        return PGD(eps=eps, step_size=eps / 4, steps=7)
+    return {AttackName.fgsm: FGSM, AttackName.rfgsm: RFGSM, AttackName.nfgsm: NFGSM}[name](eps=eps)
+
+
+def _method(
+    name: MethodName,
+    num_blocks: int | None,
+    beta: float,
+    convex_residual: bool,
+    weight: float,
+    attack: "Attack",
+    adversarial_share: float | None,
+) -> "Method":
+    from .. import NEFT, AdversarialTraining, FineTuning, LwF
+
+    if name is MethodName.neft:
+        if num_blocks is None:
+            raise typer.BadParameter("NEFT needs the number of blocks to train, --num-blocks 1 or more.")
+        return NEFT(num_blocks=num_blocks, beta=beta, convex_residual=convex_residual)
+    if name is MethodName.lwf:
+        return LwF(weight=weight)
+    if name is MethodName.adversarial:
+        return AdversarialTraining(attack=attack, num_blocks=num_blocks, adversarial_share=adversarial_share)
+    return FineTuning(num_blocks=num_blocks)
