@@ -18,6 +18,7 @@ import huggingface_hub
 import numpy as np
 import torch
 from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -591,7 +592,12 @@ def _commit(hub_id: str, revision: str | None) -> str | None:
     """The commit that a branch is at now, so that the one that is read is the one that is reported."""
     try:
         return huggingface_hub.HfApi().dataset_info(hub_id, revision=revision).sha
-    except Exception:  # offline, the copy in the cache is read
+    except (HfHubHTTPError, OfflineModeIsEnabled):  # what the loader makes of it is said
+        return revision
+    except Exception:  # without a network the loader tries for half a minute
+        logger.warning(
+            "the Hub can't be reached for the data set %r, which is no file or folder here; is it in the cache?", hub_id
+        )
         return revision
 
 

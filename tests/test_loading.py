@@ -662,7 +662,7 @@ def test_paths_that_can_not_be_read(tmp_path):
         read("me/not-there")
 
 
-def test_a_data_set_of_the_hub(monkeypatch):
+def test_a_data_set_of_the_hub(monkeypatch, caplog):
     commit, calls = "1234567890" * 4, []
 
     def load_dataset(path, **kwargs):
@@ -680,6 +680,7 @@ def test_a_data_set_of_the_hub(monkeypatch):
     assert {"id": "me/pets", "config": "small", "revision": commit}.items() <= splits.train.description.items()
     monkeypatch.setattr(loading.huggingface_hub, "HfApi", None)  # without a network the copy in the cache is read
     assert read("me/pets", revision="v1").train.description["revision"] == "v1"
+    assert "the Hub can't be reached for the data set 'me/pets', which is no file or folder here" in caplog.text
 
 
 def test_the_cache_tells_where_a_data_set_came_from():
