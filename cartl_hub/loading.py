@@ -34,6 +34,7 @@ _NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", 
 _IMAGE_COLUMNS = ("image", "img", "images", "pixels", "picture")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+_LOADERS = ("arrow", "csv", "generator", "json", "parquet", "webdataset")  # of datasets, whose name says nothing of the data
 _LABELS = re.compile(r"u?int\d+|bool|(large_)?string(_view)?|null")  # kinds of column that can hold classes
 _HELD = 512  # validation images of a stream
 _LARGE = 3  # times the side of the input, from which on a picture loses most of its detail
@@ -606,8 +607,10 @@ def _origin(split: Any) -> dict[str, Any]:
         if match := _CACHED.search(Path(file["filename"]).as_posix()):
             return {"id": match["id"].replace("___", "/"), "revision": match["revision"]}
     info = getattr(split, "info", None)
-    name = getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or "data in memory"
-    return {"id": _folder_name(split) if name == "imagefolder" and isinstance(split, Dataset) else name}
+    name = getattr(info, "dataset_name", None) or getattr(info, "builder_name", None)
+    if name == "imagefolder" and isinstance(split, Dataset):
+        return {"id": _folder_name(split)}
+    return {"id": "data in memory" if name in (None, *_LOADERS) else name}
 
 
 def _folder_name(split: Dataset) -> str:

@@ -691,6 +691,12 @@ def test_the_cache_tells_where_a_data_set_came_from():
     assert loading._origin(table())["id"] == "data in memory"
 
 
+def test_the_name_of_a_loader_is_no_name_of_the_data(tmp_path):
+    table(20).to_parquet(tmp_path / "a.parquet")
+    read_by_hand = datasets.load_dataset("parquet", data_files=str(tmp_path / "a.parquet"))
+    assert read(read_by_hand).train.description["id"] == "data in memory"
+
+
 # Streams
 
 
