@@ -31,6 +31,11 @@ def run(name, *arguments, tmp_path):
     ("name", "arguments", "expected"),
     [
         ("finetune_folder.py", ["{photos}", "--epochs", "1", "--num-images", "2"], "model, card and report:"),
+        (
+            "choose_on_validation.py",
+            ["{photos}", "--num-blocks", "1", "--betas", "0.4", "1.0", "--epochs", "1", "--num-images", "2"],
+            "chosen: NEFT(num_blocks=1, beta=",
+        ),
         ("finetune_timm.py", ["test_resnet", "{photos}", "--untrained", "--epochs", "1", "--num-images", "2"], "PGD-20"),
         ("evaluate_any_model.py", ["--num-images", "40"], "PGD-100 at 16/255"),
         (
