@@ -64,6 +64,26 @@ class BatchNormPolicy:
                 parameter.requires_grad_(requires_grad)
 
 
+class FollowingStatistics:
+    """Stored statistics that forget where they came from as batches come in: the mean over those of the first few steps, then the
+    layer's own moving average.
+
+    The source's statistics are wrong as soon as the weights before them change, most of all under NEFT, which rescales weights at
+    once. A moving average with momentum 0.1 would keep an eighth of them after 20 steps, all that a small data set may have.
+
+    Args:
+        layers: Batch norm without a momentum is a mean over all batches as it is.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]):
+        self._layers = [(layer, layer.momentum) for layer in batch_norms(layers) if layer.momentum is not None]
+
+    def begin_step(self, step: int) -> None:
+        """Set the momentum of this step, counted from 0."""
+        for layer, momentum in self._layers:
+            layer.momentum = max(momentum, 1 / (step + 1))
+
+
 @contextmanager
 def frozen_statistics(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Normalise with the stored statistics and do not update them.

@@ -649,7 +649,10 @@ def _column(features: Mapping[str, Any], role: str, named: str | None, kinds: tu
     if len(found) != 1:
         several = f"several could be it: {', '.join(found)}" if found else f"the columns are {', '.join(features)}"
         remedy = "" if found or role == "image" else ", or make one folder per class"
-        raise DataError(f"expected one {role} column, but {several}; name it with {role}_column=...{remedy}")
+        raise DataError(
+            f"expected one {role} column, but {several}; name it with DataArguments({role}_column=...), in "
+            f"the shell --{role}-column{remedy}"
+        )
     return found[0]
 
 

@@ -68,7 +68,7 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
         "feature distance minimisation, one naturally. Their last 4 of 8 blocks are now fine-tuned on clean digits only "
         f"({len(data)} scans of 8x8 pixels, enlarged to 32x32), and the results are attacked: PGD-20 in the Linf ball of 8/255. "
         "A fifth of the digits is set aside for this before training. The first is also attacked at six radii, for a curve. "
-        "All takes two to four minutes on two cores.\n"
+        "All takes three to four minutes on two cores that do nothing else.\n"
     )
     reports: dict[str, Report] = {}
     tuners: list[RobustFineTuner] = []

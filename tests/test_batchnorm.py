@@ -1,10 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_model, toy_data
 
 from cartl_hub.batchnorm import BatchNormPolicy, batch_norms
 from cartl_hub.blocks import list_blocks
 from cartl_hub.methods import FineTuning
+from cartl_hub.training import TrainingArguments, train
 
 POLICIES = [
     BatchNormPolicy(extractor_statistics=statistics, submodel_affine=affine)
@@ -104,3 +106,30 @@ def test_description(wrn, policy, num_blocks, expected):
 def test_unknown_option(option):
     with pytest.raises(ValueError, match=rf"{option} must be one of \(.*\), got 'batch'"):
         BatchNormPolicy(**{option: "batch"})
+
+
+def test_statistics_of_the_trained_blocks_are_those_of_a_short_run():
+    """Three steps over all images with weights that stay: the stored statistics are those of the images, not the source's."""
+    data, model = toy_data(12), make_model("wrn10_1")
+    for layer in batch_norms(model.modules()):
+        layer.running_mean.fill_(5.0)
+    arguments = TrainingArguments(max_steps=3, batch_size=12, lr=1e-12, weight_decay=0.0, precision="fp32", augmentation=None)
+    train(model, FineTuning(num_blocks=3), data, arguments=arguments)
+    trained, last = list_blocks(model)[-3:], []
+    for block in trained:
+        for layer in batch_norms(block.layers()):
+            layer.register_forward_hook(lambda layer, inputs, output: last.append((layer, inputs[0].mean((0, 2, 3)))))
+    with torch.no_grad():
+        model.eval()(data.images.float() / 255)
+    assert last
+    first = last[0]  # what enters it depends on no other stored statistics of a trained block
+    torch.testing.assert_close(first[0].running_mean, first[1], atol=1e-4, rtol=1e-4)
+
+
+def test_statistics_of_a_whole_network_follow_as_torch_lets_them():
+    data, model = toy_data(12), make_model("wrn10_1")
+    for layer in batch_norms(model.modules()):
+        layer.running_mean.fill_(5.0)
+    arguments = TrainingArguments(max_steps=1, batch_size=12, lr=1e-12, weight_decay=0.0, precision="fp32", augmentation=None)
+    train(model, FineTuning(), data, arguments=arguments)
+    assert all((layer.running_mean > 4).all() for layer in batch_norms(model.modules()))

@@ -307,7 +307,9 @@ def test_attacks_in_another_norm(source, photos, tmp_path):
     options = ["--norm", "L2", "--strength", "quick", "--no-checks", "--output", tmp_path / "report"]
     for eps, expected in (([], 0.5), (["--eps", "0.25"], 0.25)):
         assert run("evaluate", source, photos, *options, *eps).exit_code == 0
-        attacks = json.loads((tmp_path / "report" / "report.json").read_text())["attacks"]
+        report = json.loads((tmp_path / "report" / "report.json").read_text())
+        attacks = report["attacks"]
+        assert report["curve"] is None
         assert {name: (found["attack"]["norm"], found["attack"]["eps"]) for name, found in attacks.items()} == dict.fromkeys(
             ("FGSM L2", "PGD-20 L2"), ("L2", expected)
         )
@@ -323,10 +325,15 @@ def test_a_device_that_is_not_there(command, name, source, photos):
 
 def test_a_fresh_run(source, photos, tmp_path):
     options = ["--num-blocks", 1, "--epochs", 1, "--precision", "fp32", "--output", tmp_path / "run", "--num-images", 2]
-    assert run("finetune", source, photos, *options).exit_code == 0
+    options += ["--strength", "quick", "--no-checks"]
+    done = run("finetune", source, photos, *options)
+    assert done.exit_code == 0, (done.output, done.exception)
     assert run("finetune", source, photos, *options, "--lr", 0.01, "--fresh").exit_code == 0
     lineage = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["cartl_hub"]["lineage"]
     assert lineage["arguments"]["lr"] == 0.01
+    report = json.loads((tmp_path / "run" / "model" / "report.json").read_text())
+    assert list(report["attacks"]) == ["FGSM", "PGD-20", "PGD-20 L2"]
+    assert [check["name"] for check in report["checks"]] == ["second-verdict"]
 
 
 @pytest.mark.parametrize(

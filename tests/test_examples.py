@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import make_model, toy_data
 from PIL import Image
 
+from cartl_hub import TrainingArguments, evaluate
 from cartl_hub.testing import LocalHub, User
+from cartl_hub.training import train
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -74,6 +78,28 @@ def test_the_twelve_lines_of_the_readme(photos, tmp_path):
         assert "report.json" in hub.files(published[1])
     assert (tmp_path / "report" / "report.html").exists()
     assert {"model.safetensors", "config.json", "README.md", "report.json"} <= {p.name for p in (tmp_path / "my_model").iterdir()}
+
+
+def code_of(page):
+    """Names that the only block of Python in a page of the package defines."""
+    names = {"__name__": "page"}
+    exec(page.read_text().partition("```python\n")[2].partition("```")[0], names)
+    return names
+
+
+def test_the_method_and_the_attack_of_the_pages():
+    package = EXAMPLES.parent / "cartl_hub"
+    method = code_of(package / "methods" / "README.md")["Smoothed"](num_blocks=1)
+    model = make_model("wrn10_1")
+    before = [parameter.clone() for parameter in model.parameters()]
+    arguments = TrainingArguments(max_steps=1, batch_size=6, precision="fp32")
+    assert train(model, method, toy_data(6), arguments=arguments).steps == 1
+    assert sum(not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)) == 2  # the classifier's
+    attack = code_of(package / "attacks" / "README.md")["attack"]
+    images, labels = torch.rand(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64)
+    assert torch.equal(attack(model, images, labels), (images - 8 / 255).clamp(0, 1))
+    report = evaluate(model, (images, labels), attacks={"darker": attack}, curve=None, checks=False, progress=False)
+    assert report.attacks["darker"].settings
 
 
 def test_every_example_is_tried():

@@ -1,7 +1,6 @@
 """Commands that measure and explain a model, or use it."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 
 from .options import (
     RESULT,
+    Checks,
     DataId,
     Device,
     ImageColumn,
@@ -16,6 +16,8 @@ from .options import (
     NormName,
     NumImages,
     Seed,
+    Strength,
+    StrengthOption,
     check_folder,
     fraction,
     open_device,
@@ -26,14 +28,6 @@ if TYPE_CHECKING:
     from ..report import Report
 
 commands = typer.Typer(rich_markup_mode="markdown")
-
-
-class Strength(StrEnum):
-    """Sets of attacks."""
-
-    quick = "quick"
-    standard = "standard"
-    full = "full"
 
 
 @commands.command(epilog="Example: cartl-hub evaluate runs/my_model/model my_photos --num-images 1000 --fail-under 0.4")
@@ -48,10 +42,8 @@ def evaluate(
         float | None,
         typer.Option(parser=fraction, metavar="RADIUS", help="In pixel units of [0, 1]; 8/255 in Linf, 0.5 in L2 by default."),
     ] = None,
-    strength: Annotated[Strength, typer.Option(help="Which attacks.")] = Strength.standard,
-    checks: Annotated[
-        bool, typer.Option("--checks/--no-checks", help="Whether to check that the figures can be trusted.")
-    ] = True,
+    strength: StrengthOption = Strength.standard,
+    checks: Checks = True,
     budget: Annotated[float | None, typer.Option(help="Minutes it may take; the report says what was left out.")] = None,
     fail_under: Annotated[
         float | None,
@@ -78,6 +70,7 @@ def evaluate(
     """
     from .. import Budget, DataArguments, default_attacks, load_test_split
     from .. import evaluate as measure
+    from ..evaluation.run import CURVE_EPS
 
     check_folder(output)
     chosen_device = open_device(device)
@@ -95,6 +88,7 @@ def evaluate(
         test,
         attacks=default_attacks(**radius, norm=norm.value, strength=strength.value),
         checks=checks,
+        curve=CURVE_EPS if norm is NormName.linf else None,  # which is one against the Linf radius
         budget=None if budget is None else Budget(minutes=budget),
         num_images=num_images,
         batch_size=batch_size,

@@ -15,6 +15,14 @@ class NormName(StrEnum):
     l2 = "L2"
 
 
+class Strength(StrEnum):
+    """Sets of attacks."""
+
+    quick = "quick"
+    standard = "standard"
+    full = "full"
+
+
 def fraction(text: str) -> float:
     """ "8/255" or "0.03" as a number."""
     try:
@@ -37,6 +45,12 @@ DataId = Annotated[
 NumImages = Annotated[
     int | None,
     typer.Option(min=1, help="Test images of the report, each class in proportion; by default all.", rich_help_panel=RESULT),
+]
+StrengthOption = Annotated[
+    Strength, typer.Option(help="Which attacks; checks and curve are made with each.", rich_help_panel=RESULT)
+]
+Checks = Annotated[
+    bool, typer.Option("--checks/--no-checks", help="Whether to check that the figures can be trusted.", rich_help_panel=RESULT)
 ]
 Fresh = Annotated[
     bool,

@@ -6,7 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import DATA, METHOD, RESULT, TRAINING, DataId, Fresh, ImageColumn, LabelColumn, NumImages, fraction, is_given
+from .options import (
+    DATA,
+    METHOD,
+    RESULT,
+    TRAINING,
+    Checks,
+    DataId,
+    Fresh,
+    ImageColumn,
+    LabelColumn,
+    NumImages,
+    Strength,
+    StrengthOption,
+    fraction,
+    is_given,
+)
 from .shown import command, show
 
 if TYPE_CHECKING:
@@ -132,6 +147,8 @@ def finetune(
     ] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="Read the data as a stream.", rich_help_panel=DATA)] = False,
     num_images: NumImages = None,
+    strength: StrengthOption = Strength.standard,
+    checks: Checks = True,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.", rich_help_panel=RESULT)
     ] = None,
@@ -151,7 +168,15 @@ def finetune(
 
     Run again with the same arguments it goes on where it was interrupted; with `--fresh` it begins anew.
     """
-    from .. import Augmentation, BatchNormPolicy, DataArguments, FeatureCache, RobustFineTuner, TrainingArguments
+    from .. import (
+        Augmentation,
+        BatchNormPolicy,
+        DataArguments,
+        FeatureCache,
+        RobustFineTuner,
+        TrainingArguments,
+        default_attacks,
+    )
 
     _refuse_options_of_other_methods(context, method)
     if is_given(context, "cache_views") and not cache:
@@ -194,7 +219,9 @@ def finetune(
         typer.echo(f"Ended early: {result.stopped}.")
     if push_to is None:
         tuner.save()  # before the evaluation, which may be long
-    report = tuner.evaluate(num_images=num_images, context={"command": command()})
+    report = tuner.evaluate(
+        attacks=default_attacks(strength=strength.value), num_images=num_images, checks=checks, context={"command": command()}
+    )
     folder = tuner.save()
     show(report.summary())
     typer.echo(f"\nModel, card and report: {folder}\nReport to read: {folder / 'report.html'}")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..attacks import FGSM, NFGSM, RFGSM, Attack
-from ..batchnorm import BatchNormPolicy
+from ..batchnorm import BatchNormPolicy, FollowingStatistics
 from ..blocks import last_blocks, list_blocks
 from ..config import to_dict
 from ..data import Data, DataError, ImageData, listed
@@ -216,6 +216,7 @@ class _Run:
         extractor = [layer for layer in layers if id(layer) not in tuned]
         if self.accelerator.is_main_process:
             logger.info(self.bn.describe(extractor, submodel))
+        self.statistics = FollowingStatistics(submodel if extractor else [])  # a whole network changes slowly, or is new
         seed_generators(step_seed(self.arguments.seed, -1, 0), device)  # of what the method draws: the same in every process
         with self.method.setup(working, self._known_images()) as modules, self.bn.hold(extractor, submodel):
             task = Task(working, self.method, modules).to(device)
@@ -354,6 +355,7 @@ class _Run:
 
     def _step(self, wrapped, task: Task, optimizer, trained: list[nn.Parameter], drawn, step: int) -> None:
         arguments, device = self.arguments, self.accelerator.device
+        self.statistics.begin_step(step)
         seed_generators(step_seed(arguments.seed, step, self.accelerator.process_index), device)
         labels, indices = drawn.labels.to(device), drawn.indices.to(device)
         keys = image_keys(arguments.seed, drawn.epoch, indices)
