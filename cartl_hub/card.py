@@ -94,7 +94,9 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
             of the folder.
     """
     lineage = model.lineage | {
-        key: _one_line(model.lineage[key]) for key in ("source", "data", "licence") if key in model.lineage
+        key: _one_line(model.lineage[key])
+        for key in ("source", "data", "licence", "name", "title", "command", "remarks", "imported", "versions")
+        if key in model.lineage
     }
     name = lineage.get("name", model.architecture)
     data, source, method = lineage.get("data", {}), lineage.get("source"), lineage.get("method", {})
@@ -190,7 +192,7 @@ def describe_choice(choice: Mapping[str, Any]) -> str:
             continue
         if isinstance(value, Mapping):
             parts.append(f"{key.replace('_', ' ')} {describe_choice(value)}")
-        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
             parts.append(f"{key.replace('_', ' ')} {' + '.join(map(describe_choice, value))}")
         else:
             parts.append(f"{key.replace('_', ' ')} {_value(key, value)}")
@@ -269,8 +271,8 @@ def _title(model: Classifier, lineage: Mapping[str, Any]) -> str:
     source = lineage.get("source")
     method = lineage.get("method", {}).get("name", "an unknown method")
     if source and _is_untrained(lineage):
-        return f"A {model.architecture} to be fine-tuned from `{source['id']}` on {data} with {method}; not trained yet."
-    start = f"fine-tuned from `{source['id']}`" if source else "trained"
+        return f"A {model.architecture} to be fine-tuned from `{source.get('id')}` on {data} with {method}; not trained yet."
+    start = f"fine-tuned from `{source.get('id')}`" if source else "trained"
     return f"A {model.architecture} {start} on {data} with {method}."
 
 

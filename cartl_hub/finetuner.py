@@ -20,7 +20,7 @@ from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks
 from .card import render_card
 from .evaluation import evaluate
-from .folder import ModelError, build_model, check_weights, read_config, read_report, save_model
+from .folder import ModelError, build_model, check_target, check_weights, read_config, read_report, save_model
 from .hub import bundled_models, find_model, open_folder, untrained_recipes
 from .lineage import lineage
 from .loading import AnyData, DataArguments, Splits, load_splits
@@ -114,6 +114,7 @@ class RobustFineTuner:
         self.output_dir = Path(output_dir) if output_dir is not None else Path("runs") / self.name
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"expected a folder for output_dir, got the file {self.output_dir}.")
+        check_target(self.output_dir / "model")
         self.result: Result | None = None
         self.report: Report | None = None
         of_source = self.model.lineage.get("licence") or self.model.backbone.pretrained_cfg.get("license")
@@ -314,7 +315,9 @@ def _report_of(folder: Path, model: Classifier) -> Report | None:
     """The report in a model's folder, unless it is damaged or of other weights."""
     try:
         report = read_report(folder)
-    except ValueError as error:
+        for _, _, accuracy in report.rows() if report is not None else ():
+            accuracy.interval_text  # noqa: B018 - what will stand beside the model's own
+    except Exception as error:  # of somebody else's file
         logger.warning("the source's report is left out: %s", error)
         return None
     return report if report is not None and report.is_of(weights_sha256(model)) else None
@@ -346,7 +349,11 @@ def open_untrained(name: str) -> Classifier:
             with suppress(RuntimeError):  # timm's, of a tag that the architecture lacks
                 return create_model(name)
         raise ModelError(f"{error}{_similar(name)}") from error
-    return build_model(read_config(folder))
+    config = read_config(folder)
+    try:
+        return build_model(config)
+    except Exception as error:  # whatever an architecture makes of arguments that nobody has checked
+        raise ModelError(f"the config of {folder} doesn't make a {config['architecture']}: {error}") from error
 
 
 def _similar(name: str) -> str:

@@ -60,7 +60,7 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
             something else, or the model could not be loaded back; nothing is written then.
     """
     folder = Path(folder)
-    _check_target(folder)
+    check_target(folder)
     if not is_main_process():
         return folder
     check_weights(model)
@@ -100,7 +100,7 @@ def check_weights(model: Classifier) -> None:
             raise ValueError(f"expected finite weights, got NaN or infinite values in {name}.")
 
 
-def _check_target(folder: Path) -> None:
+def check_target(folder: Path) -> None:
     """That nothing of somebody else would be replaced."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder to save the model in, got the file {folder}.")
@@ -234,7 +234,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: timm {timm.__version__} has no architecture {name!r}; upgrade timm.")
     try:
         _check_config(config, own)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: {error}") from error
     return config
 
@@ -244,7 +244,11 @@ def _check_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     args, cfg, policy = config.get("model_args") or {}, config.get("pretrained_cfg"), own.get("image_policy", {})
     if not isinstance(args, dict) or not all(isinstance(value, _PLAIN) for value in args.values()):
         raise ValueError(f"model_args must be a mapping of plain values, got {args!r}.")
-    if foreign := sorted(set(args) & {*NOT_BUILT, "scriptable", "exportable", "no_jit"}):
+    if args.get("num_classes", config.get("num_classes")) != config.get("num_classes"):
+        raise ValueError(f"expected {config.get('num_classes')} as num_classes of model_args too, got {args['num_classes']!r}.")
+    if foreign := sorted(
+        set(args) & {*NOT_BUILT, "scriptable", "exportable", "no_jit"} - {"num_classes"}
+    ):  # timm repeats that one
         raise ValueError(f"model_args must describe an architecture, got {', '.join(foreign)}.")
     if not isinstance(cfg, dict) or not isinstance(policy, dict):
         raise ValueError("expected mappings as pretrained_cfg and image_policy.")
@@ -294,7 +298,8 @@ def build_model(config: Mapping[str, Any]) -> Classifier:
     Raises:
         ValueError: If label names or image policy don't fit the network.
     """
-    cfg, args = config["pretrained_cfg"], config.get("model_args") or {}
+    cfg = config["pretrained_cfg"]
+    args = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
     kept = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "pool_size")
     # the licence is that of these weights, not the architecture's own
     overlay = {key: cfg[key] for key in kept if key in cfg} | {"license": cfg.get("license")}

@@ -77,7 +77,9 @@ class ImagePolicy:
 
     def _convert(self, image: Image.Image) -> Image.Image:
         if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these instead of scaling them
-            image = Image.fromarray(_eight_bits(np.asarray(image), top=1.0 if image.mode == "F" else 65535))
+            pixels = np.asarray(image)
+            top = 1.0 if image.mode == "F" else 255 if image.mode == "I" and pixels.max() <= 255 else 65535
+            image = Image.fromarray(_eight_bits(pixels, top=top))
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours, without PIL's warning
         return image if image.mode == self.mode else image.convert(self.mode)

@@ -303,6 +303,14 @@ def test_an_error_in_a_module_of_the_user_is_said_with_its_place(photos, tmp_pat
     assert f"Error in {tmp_path / 'broken_net.py'}, line 4 (forward), RuntimeError: " in error
 
 
+def test_a_script_that_exits_is_no_measured_model(photos, tmp_path, monkeypatch):
+    (tmp_path / "script_net.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    refused = run("evaluate", "script_net:make", photos, "--image-size", 16)
+    assert refused.exit_code == 2
+    assert "expected a module that can be imported" in " ".join(refused.output.replace("│", " ").split())
+
+
 def test_attacks_in_another_norm(source, photos, tmp_path):
     options = ["--norm", "L2", "--strength", "quick", "--no-checks", "--output", tmp_path / "report"]
     for eps, expected in (([], 0.5), (["--eps", "0.25"], 0.25)):

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, toy_data
 from known_models import EPS, FloatData, Linear, curved_case, linear_case
 from PIL import Image
 from torch import nn
@@ -682,3 +682,18 @@ def test_models_without_weights_and_data_of_one_class(wrn, data):
 def test_classes_without_images_are_said(wrn, data):
     few = evaluate(wrn.eval(), data, num_images=1, attacks=FEW, curve=None, checks=False, progress=False)
     assert few.sentence.endswith("Of 3 classes, 2 have no image among them.")
+
+
+def test_classes_in_another_order_than_the_models_are_refused():
+    data, model = toy_data(12), make_model("wrn10_1").eval()
+    model.label_names = tuple(reversed(data.label_names))
+    with pytest.raises(ValueError, match=r"expected 'a' as class 2, as in the model's label_names, got data in which it is 0"):
+        evaluate(model, data, attacks={"FGSM": FGSM(eps=0.1)}, curve=None, checks=False, progress=False)
+    model.label_names = data.label_names
+    evaluate(model, data, attacks={"FGSM": FGSM(eps=0.1)}, curve=None, checks=False, progress=False)
+
+
+def test_grey_images_are_not_spread_over_the_channels_of_a_model():
+    images, labels, model = torch.rand(4, 1, 32, 32), torch.zeros(4, dtype=torch.int64), make_model("wrn10_1").eval()
+    with pytest.raises(ValueError, match=r"expected images with 3 channels, got \["):
+        evaluate(model, (images, labels), attacks={"FGSM": FGSM(eps=0.1)}, curve=None, checks=False, progress=False)

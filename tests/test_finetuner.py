@@ -142,6 +142,33 @@ def test_a_source_in_half_precision_is_trained_in_fp32(tmp_path):
     assert next(half.parameters()).dtype == torch.float16
 
 
+def test_a_run_that_cannot_begin_anew_leaves_the_earlier_one(tuner, tmp_path, monkeypatch):
+    tuner.train()
+    before = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
+    monkeypatch.setattr(NEFT, "setup", lambda self, model, images=None: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tuner.train(resume=False)
+    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_report_of_the_source_that_makes_no_sense_is_left_out(tuner, tmp_path, caplog):
+    tuner.evaluate(attacks={"PGD-2": ATTACK}, curve=None, checks=False)
+    folder = tuner.save()
+    content = json.loads((folder / "report.json").read_text())
+    content["clean"]["correct"] = "x"
+    (folder / "report.json").write_text(json.dumps(content))
+    second = RobustFineTuner(folder, pictures(30, names=("sun", "moon")), arguments=ARGUMENTS, output_dir=tmp_path / "b")
+    assert "the source's report is left out" in caplog.text
+    assert second.evaluate(attacks={"PGD-2": ATTACK}, curve=None, checks=False).source is None
+
+
+def test_a_folder_of_somebody_else_is_refused_before_training(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"a foreign README\.md"):
+        RobustFineTuner(make_model("wrn10_1"), pictures(30), output_dir=tmp_path / "run")
+
+
 def test_source_is_left_alone_and_lineage_names_it(tmp_path):
     source = make_model("wrn10_1")
     cartl_hub.save_model(source, tmp_path / "source")

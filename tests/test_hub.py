@@ -446,3 +446,16 @@ def test_a_revision_is_that_of_the_hub_whatever_lies_here(tmp_path, monkeypatch)
     for name in (tmp_path / "org" / "toy", "wrn16_2.fdm4_cifar100"):
         with pytest.raises(ModelError, match="expected a Hub id 'org/name' with revision='main'"):
             load_model(name, revision="main")
+
+
+def test_a_folder_that_timm_saved(tmp_path):
+    """timm repeats the number of classes, the channels and the pooling in its model_args."""
+    backbone = timm.create_model("wrn10_1", num_classes=3).eval()
+    timm.models.save_for_hf(backbone, tmp_path / "saved", safe_serialization=True)
+    images = torch.rand(2, 3, 32, 32)
+    loaded = load_model(tmp_path / "saved")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), backbone((images - loaded.mean) / loaded.std))
+    change_config(tmp_path / "saved", model_args={"num_classes": 4})
+    with pytest.raises(ModelError, match="expected 3 as num_classes of model_args too, got 4"):
+        load_model(tmp_path / "saved")

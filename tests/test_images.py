@@ -233,3 +233,9 @@ def test_predict_reads_every_form(tmp_path):
         assert prediction.probabilities == pytest.approx(expected.values.tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="picture 1: expected a readable picture"):
         model.predict([image, b"no picture"])
+
+
+def test_pictures_of_32_bits_with_8_bit_values():
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
+    policy = ImagePolicy(size=(8, 8))
+    assert torch.equal(policy(grey.convert("I")), policy(grey))

@@ -200,7 +200,7 @@ def test_damaged_files_of_a_run_are_refused(name, damage, wrn, data, tmp_path):
 def test_lost_best_weights_are_refused_where_they_are_needed(wrn, data, tmp_path):
     for load_best in (True, False):
         chosen = {"validation": data, "arguments": arguments(epochs=1, load_best=load_best), "output_dir": tmp_path}
-        train(make_model("wrn10_1"), HEAD, data, **chosen)
+        train(make_model("wrn10_1"), HEAD, data, **chosen, resume=False)
         (tmp_path / "best.safetensors").unlink()
         if load_best:
             with pytest.raises(TrainingError, match=r"best\.safetensors as the run wrote it, got a missing"):

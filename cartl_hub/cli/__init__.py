@@ -48,8 +48,9 @@ def main() -> None:
         if end.code == INTERRUPTED:
             typer.echo(interrupted(sys.argv[1:]), err=True)
         raise
-    except (ValueError, RuntimeError, OSError) as error:
-        if type(error).__module__.split(".")[0] not in ("cartl_hub", "builtins"):
+    except Exception as error:
+        where, ours = place(error), type(error).__module__.split(".")[0] in ("cartl_hub", "builtins")
+        if not where and not (ours and isinstance(error, (ValueError, RuntimeError, OSError))):
             raise
-        typer.echo(f"Error{place(error)}: {error}", err=True)
+        typer.echo(f"Error{where}: {error}", err=True)
         raise SystemExit(2) from error

@@ -133,9 +133,12 @@ def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[s
         make = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError) as error:
         raise typer.BadParameter(f"expected module:function, where function() makes a torch module: {error}.") from error
+    except (Exception, SystemExit) as error:  # of its other lines, which run too
+        traceback.print_exc()
+        raise typer.BadParameter(f"expected a module that can be imported, {module_name} ended with {error!r}.") from error
     try:
         model = make()
-    except Exception as error:  # somebody else's code; its traceback is of use to them, and 1 is the code of a failed check
+    except (Exception, SystemExit) as error:  # its author needs the traceback; 1 is the code of a failed check
         traceback.print_exc()
         raise typer.BadParameter(f"expected a torch module from {name}, which ended with {type(error).__name__}.") from error
     if not isinstance(model, nn.Module):

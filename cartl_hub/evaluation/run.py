@@ -152,9 +152,11 @@ def evaluate(
     """
     attacks = default_attacks() if attacks is None else _by_name(attacks)
     check_names = chosen_checks(checks)
+    curve = None if curve is None else tuple(map(float, curve))
     check_model(model)
     _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, seed, resume, keep)
     test, num_images = _sampled(as_data(data, model, batch_size), num_images)
+    _refuse_other_order(model, test.label_names)
     stated, description = plain_json(context or {}, "context"), plain_json(test.description, "description of the data")
     if isinstance(model, Classifier):
         stated.setdefault("weights_sha256", weights_sha256(model))
@@ -439,10 +441,21 @@ def _check_arguments(attacks, num_images, curve, curve_images, check_images, bat
         if value is not None:
             check_whole(name, value, (">=", 1))
     check_whole("seed", seed, (">=", SEEDS[0]), ("<=", SEEDS[1]))
-    if curve is not None and (len(curve) < 2 or curve[0] != 0 or any(b <= a for a, b in pairwise(curve))):
+    if curve is not None and (len(curve) < 2 or curve[0] != 0 or not all(b > a for a, b in pairwise(curve))):
         raise ValueError(f"expected rising radii from 0 for the curve, or None for no curve; got {tuple(curve)}.")
     if keep and resume is None:
         raise ValueError("expected resume=, the folder to keep, with keep=True; got none.")
+
+
+def _refuse_other_order(model: nn.Module, label_names: Sequence[str]) -> None:
+    """Labels are positions: a class that both know must have the same one."""
+    own = {name: position for position, name in enumerate(getattr(model, "label_names", None) or ())}
+    for position, name in enumerate(map(str, label_names)):
+        if own.get(name, position) != position:
+            raise ValueError(
+                f"expected {name!r} as class {own[name]}, as in the model's label_names, got data in which it is {position}; "
+                "read them in its order with load_test_split(..., label_names=model.label_names)."
+            )
 
 
 def _refuse_without_gradient(model: nn.Module, images: Tensor, attacks: Mapping[str, Attack], curve: Any) -> None:

@@ -123,7 +123,13 @@ class Classifier(nn.Module):
         return self.backbone.forward_head(maps, pre_logits=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits: [B, C, H, W] in [0, 1] -> [B, K]."""
+        """Logits: [B, C, H, W] in [0, 1] -> [B, K].
+
+        Raises:
+            ValueError: If the images have another number of channels, which the constants would be spread over.
+        """
+        if images.shape[1] != self.image_policy.num_channels:
+            raise ValueError(f"expected images with {self.image_policy.num_channels} channels, got {list(images.shape)}.")
         return self.backbone((images - self.mean) / self.std)
 
     @torch.inference_mode()

@@ -72,7 +72,7 @@ def train(
     bn: BatchNormPolicy | None = None,
     arguments: TrainingArguments | None = None,
     output_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: bool = True,
 ) -> Result:
     """Train ``model`` in place and leave it in eval mode; until this returns, also by an error, it is as it was.
 
@@ -180,10 +180,7 @@ class _Run:
             yield
 
     def __call__(self) -> Result:
-        if self.resume:
-            self.checkpoint = self._read_checkpoint()
-        else:
-            self._forget()
+        self.checkpoint = self._read_checkpoint() if self.resume else None
         if self.checkpoint is not None and self.checkpoint[1]["end_weights"] == self.fingerprint["weights"]:
             self._restore_result()
             self._give(self.model.state_dict())
@@ -293,6 +290,8 @@ class _Run:
         ended = start == self.num_steps or self.result.stopped is not None
         data = self.data if arguments.cache is None or ended else self._cache(task, start)
         wrapped = accelerator.prepare_model(task).train()
+        if not self.resume:
+            self._forget()
         self._open_logs()
         if self.checkpoint is None and arguments.precision == "auto":
             self._save(task, optimizer, 0)  # a run that dies before its first checkpoint must not choose again
@@ -577,7 +576,7 @@ class _Run:
 
     def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if self.folder is None:
-            raise ValueError("resume=True needs the output_dir of the run, got None.")
+            return None
         if not self._checkpoint_path.exists():
             return None
         tensors, record = read_checkpoint(self._checkpoint_path)
