@@ -28,8 +28,6 @@ class EpsSchedule:
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("start", self.start)
-        check_number("end", self.end)
         if not 0 <= self.start <= self.end <= 1:
             raise ValueError(f"expected 0 <= start <= end <= 1, shares of the run; got start={self.start}, end={self.end}.")
 
