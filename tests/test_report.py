@@ -34,7 +34,7 @@ from cartl_hub.report.results import (
 CHECK = Check("steps", "warn", {"difference": 0.1}, "Twice the steps break more.", "Run more steps.", 40)
 SOURCE = SourceResult("wrn.source", "somebody/else", "Linf 8/255", Accuracy(80, 100), Accuracy(40, 100), ("PGD-20",))
 CARDS = sorted((Path(__file__).parent.parent / "model_cards").glob("*/report.json"))
-OLD = [path for path in CARDS if json.loads(path.read_bytes())["schema_version"] == 1]
+OLD = Path(__file__).parent / "report_of_version_1"  # one of wrn16_2.fdm4_cifar100, as that version measured it
 
 
 # Statistics
@@ -215,9 +215,8 @@ def test_json_says_accuracies():
     assert (content["attacks"]["Square"]["alone"], content["attacks"]["FGSM"]["passes"]) == (False, 72)
 
 
-@pytest.mark.parametrize("path", OLD, ids=lambda path: path.parent.name)
-def test_reports_of_version_1_are_read(path):
-    content, report = json.loads(path.read_bytes()), Report.load(path.parent)
+def test_reports_of_version_1_are_read():
+    content, report = json.loads((OLD / "report.json").read_bytes()), Report.load(OLD)
     for name, result in content["attacks"].items():
         found = report.attacks[name]
         assert (found.correct, found.attack) == (result["correct"], result["attack"])
