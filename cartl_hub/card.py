@@ -95,7 +95,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
     """
     lineage = model.lineage | {
         key: _one_line(model.lineage[key])
-        for key in ("source", "data", "licence", "name", "title", "command", "remarks", "imported", "versions")
+        for key in ("source", "data", "licence", "name", "title", "command", "remarks", "imported", "versions", "notes")
         if key in model.lineage
     }
     name = lineage.get("name", model.architecture)
@@ -147,7 +147,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         training=_training_lines(lineage),
         arguments=_plain_yaml(lineage.get("arguments")),
         lineage=_lineage_lines(lineage),
-        notes=_one_line(lineage.get("notes", [])),
+        notes=lineage.get("notes", []),
         licence=lineage.get("licence") or "not stated",
         source_licence=(source or {}).get("licence"),
         data_licence=data.get("licence", "that of the data set"),

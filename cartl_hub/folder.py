@@ -7,8 +7,8 @@ under the key "cartl_hub" of the config.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,19 +190,37 @@ def read_model(folder: Path) -> Classifier:
     config = read_config(folder)
     own = config.get("cartl_hub", {})
     state = _read_weights(folder / WEIGHTS, own.get("weights_sha256"))
-    try:
+    with _building(folder, config):
         with suppress(NotImplementedError), torch.device("meta"):  # takes no memory; a few networks compute when they are built
             _check_state(state, build_model(config).backbone.state_dict(), folder)
         model = build_model(config)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever an architecture makes of arguments that nobody has checked
-        raise ModelError(f"the config of {folder} doesn't make a {config['architecture']}: {error}") from error
     _check_state(state, model.backbone.state_dict(), folder)
     model.backbone.load_state_dict(state)
     model.stored_as = stored_dtype(state)
     model.lineage = dict(own.get("lineage", {}))
     return model.eval()
+
+
+def read_untrained(folder: Path) -> Classifier:
+    """The network of a model in a folder, with weights of its initialisation.
+
+    Raises:
+        ModelError: If its config doesn't make one.
+    """
+    config = read_config(folder)
+    with _building(folder, config):
+        return build_model(config)
+
+
+@contextmanager
+def _building(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Say which config it was that makes no network."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # whatever an architecture makes of arguments that nobody has checked
+        raise ModelError(f"the config of {folder} doesn't make a {config['architecture']}: {error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -246,9 +264,8 @@ def _check_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         raise ValueError(f"model_args must be a mapping of plain values, got {args!r}.")
     if args.get("num_classes", config.get("num_classes")) != config.get("num_classes"):
         raise ValueError(f"expected {config.get('num_classes')} as num_classes of model_args too, got {args['num_classes']!r}.")
-    if foreign := sorted(
-        set(args) & {*NOT_BUILT, "scriptable", "exportable", "no_jit"} - {"num_classes"}
-    ):  # timm repeats that one
+    refused = {*NOT_BUILT, "scriptable", "exportable", "no_jit"} - {"num_classes"}  # which timm repeats there
+    if foreign := sorted(set(args) & refused):
         raise ValueError(f"model_args must describe an architecture, got {', '.join(foreign)}.")
     if not isinstance(cfg, dict) or not isinstance(policy, dict):
         raise ValueError("expected mappings as pretrained_cfg and image_policy.")

@@ -454,8 +454,9 @@ def models_table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for info in list_sources():
-        if info.size is None:
+        if info.where == RECIPE_ONLY:
             continue
+        assert info.size is not None
         measured = [
             "not measured" if share is None else f"{100 * share:.2f} %{suffix}"
             for share, suffix in ((info.clean_acc, ""), (info.robust_acc, f" ({info.attack}, {info.threat_model})"))
@@ -469,7 +470,7 @@ def models_table() -> str:
 
 def recipes_table() -> str:
     """The recipes whose models aren't trained yet as a Markdown table, with links from their folder."""
-    untrained = [info for info in list_sources() if info.size is None]
+    untrained = [info for info in list_sources() if info.where == RECIPE_ONLY]
     lines = ["| id | architecture | trained on | method | |", "|---|---|---|---|---|"]
     lines += [
         f"| [{info.id}]({info.id}/{RECIPE}) | {info.architecture} | {info.data} | {info.method} | {info.where} |"

@@ -295,9 +295,8 @@ class _Reader:
         self.arguments = replace(self.arguments, **chosen)
         again = self.read(splits)
         if isinstance(again.test, ImageData):
-            expected = {
-                key: set_aside[key] for key in ("index_hash", "pixels") if key in set_aside
-            }  # older models lack the latter
+            stated = ("index_hash", "pixels")  # older models lack the latter
+            expected = {key: set_aside[key] for key in stated if key in set_aside}
             got = {key: again.train.description["split_off"][key] for key in expected}
             if got != expected:
                 raise DataError(

@@ -105,8 +105,8 @@ def sources(
         found = list_sources(hub=hub or author is not None, author=author, search=search)
     except ModelError as error:
         found, unreachable = list_sources(search=search), error
-    untrained = [info for info in found if info.where == RECIPE_ONLY]
-    for info in found if recipes else (info for info in found if info not in untrained):
+    shown = found if recipes else [info for info in found if info.where != RECIPE_ONLY]
+    for info in shown:
         clean, robust = ("-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc))
         cells = (
             info.id,
@@ -119,8 +119,8 @@ def sources(
         )
         table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
     show(table)
-    if untrained and not recipes:
-        typer.echo(f"{len(untrained)} recipes wait for their training; --recipes lists them.")
+    if waiting := len(found) - len(shown):
+        typer.echo(f"{waiting} recipes wait for their training; --recipes lists them.")
     if unreachable is not None:  # what is here is shown first
         raise unreachable
 

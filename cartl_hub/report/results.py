@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from ..config import to_dict
+from ..ranges import check_whole
 
 DRAWN = tuple(f"{name}.{kind}" for name in ("robustness", "curve", "classes") for kind in ("png", "svg"))
 FILES = ("report.html", *DRAWN, "samples.png", "curve.csv", "per_image.csv", "report.json")  # all that a report can write
@@ -573,6 +574,9 @@ def _with_accuracy(result: Accuracy) -> dict[str, Any]:
 
 def _without_accuracy(kind: type, content: Mapping[str, Any]) -> Any:
     """Figures that follow from others are left out; JSON's lists were tuples."""
+    if issubclass(kind, Accuracy):  # somebody else's file may hold anything
+        check_whole("num_images", content["num_images"], (">=", 1))
+        check_whole("correct", content["correct"], (">=", 0), ("<=", content["num_images"]))
     kept = {key: value for key, value in content.items() if key not in ("accuracy", "interval", "mean")}
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()})
 

@@ -88,9 +88,9 @@ def train(
         bn: Batch-norm policy; by default the source's statistics and trained affine maps.
         arguments: How to train.
         output_dir: Where checkpoints and logs go; None writes nothing.
-        resume: Continue from the checkpoint in ``output_dir`` where there is one; otherwise those of an earlier run are removed
-            before the first step. To continue, the model has the weights with which that run
-            began, or those with which it ended: then, as for every run that has ended, its result is returned at once.
+        resume: Continue from the checkpoint in ``output_dir`` where there is one. The model has the weights with which that run
+            began, or those with which it ended: then, as for every run that has ended, its result is returned at once. False:
+            begin anew; checkpoints of an earlier run are removed before the first step.
 
     Raises:
         ValueError: On arguments that don't fit the data, the model or the run to continue, before the first step.
