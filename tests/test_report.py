@@ -244,6 +244,43 @@ def test_load_refuses_what_it_cannot_read(tmp_path):
             Report.load(tmp_path)
 
 
+def change(content: dict, place: tuple, value: object) -> None:
+    """Set what lies at a place of JSON."""
+    for key in place[:-1]:
+        content = content[key]
+    content[place[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("attacks", "FGSM", "attack", "eps"), "8/255", r"attacks\.FGSM\.attack\.eps: '8/255' is not of type 'number'"),
+        (("attacks", "FGSM", "attack", "eps"), float("inf"), "not JSON compliant"),
+        (("context", "id"), "\ud800", "surrogates not allowed"),
+        (("data", "sampled_from"), "many", r"data\.sampled_from"),
+        (("per_class",), [], "per_class: expected a row for each of the classes, got 0"),
+        (("per_image", "labels"), "0 1", "per_image: expected entries for 40 images"),
+        (("per_image", "labels"), " ".join(["3"] * 40), "per_class: expected a row for each of the classes"),
+        (("per_image", "correct", "FGSM"), "1", "per_image: expected entries for 40 images"),
+        (("per_image", "correct", "other"), "1" * 40, "per_image: expected verdicts of clean images and of 3 attacks"),
+        (("clean", "correct"), 40, r"clean: expected \d+ of 40 images, as in per_image, got 40 of 40"),
+        (("worst_case", "Linf 8/255", "correct"), 40, r"Linf 8/255: expected \d+ of 40 images"),
+        (("worst_case", "Linf 8/255", "attacks"), ["APGD-T"], "with all of worst_case"),
+        (("source", "robust", "num_images"), 0, "source: expected a share of images, got 40 of 0"),
+        (("curve", "eps"), [0, 0, 0.1, 0.2], "curve: expected a share of images at each of growing radii"),
+        (("curve", "num_images"), 1, "curve: expected"),
+        (("curve", "mean_eps"), 0.5, "curve: expected"),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_load_refuses_figures_that_cannot_be(tmp_path, place, value, message):
+    content = as_json(make_report(checks=(CHECK,), source=SOURCE))
+    change(content, place, value)
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"expected a whole report in .*, got a damaged one \(.*{message}"):
+        Report.load(tmp_path)
+
+
 # Schema
 
 
@@ -302,10 +339,7 @@ def test_committed_reports_follow_the_schema_once_they_are_read(validator, path)
 )
 def test_the_schema_refuses_other_content(validator, place, value):
     content = as_json(make_report(checks=(CHECK,), source=SOURCE))
-    inner = content
-    for key in place[:-1]:
-        inner = inner[key]
-    inner[place[-1]] = value
+    change(content, place, value)
     assert not validator.is_valid(content)
 
 

@@ -3,9 +3,10 @@
 The JSON is described by ``report.schema.json``.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,12 +14,10 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from ..config import to_dict
-from ..ranges import check_whole
+from .reading import SCHEMA, SCHEMA_VERSION, damaged, read_content
 
 DRAWN = tuple(f"{name}.{kind}" for name in ("robustness", "curve", "classes") for kind in ("png", "svg"))
 FILES = ("report.html", *DRAWN, "samples.png", "curve.csv", "per_image.csv", "report.json")  # all that a report can write
-SCHEMA_VERSION = 2
-SCHEMA = "urn:cartl-hub:schema:report:2"  # the "$id" of report.schema.json
 
 
 def wilson_interval(correct: int, num_images: int) -> tuple[float, float]:
@@ -462,21 +461,40 @@ class Results:
             ValueError: If there is no report that this version can read.
         """
         path = Path(folder) / "report.json"
-        try:
-            content = json.loads(path.read_bytes())
-            version = content["schema_version"]
-        except FileNotFoundError:
-            raise ValueError(f"expected a report in {path}, which does not exist.") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"expected a report of cartl_hub in {path}, got something else ({error!r}).") from error
-        if version not in (1, SCHEMA_VERSION):
-            raise ValueError(
-                f"expected a report of schema version 1 or {SCHEMA_VERSION} in {path}, got {version}; update cartl_hub."
-            )
-        try:
-            return cls.from_json(_from_version_1(content) if version == 1 else content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"expected a whole report in {path}, got a damaged one ({error!r}).") from error
+        report = cls.from_json(read_content(path))
+        if contradiction := next(report._contradictions(), None):
+            raise damaged(path, contradiction)
+        return report
+
+    def _contradictions(self) -> Iterator[str]:
+        """What can't be, where somebody else wrote the figures: a count that is not that of the verdicts, above all."""
+        rows, classes, curve = self.verdicts.correct, len(self.label_names), self.curve
+        in_worst_cases = {name for worst in self.worst_case.values() for name in worst.attacks}
+        if rows.keys() != {"clean", *self.attacks} or not in_worst_cases <= self.attacks.keys():
+            yield f"per_image: expected verdicts of clean images and of {len(self.attacks)} attacks, with all of worst_case"
+            return
+        columns = (self.verdicts.indices, self.verdicts.labels, *rows.values())
+        if {len(column) for column in columns} != {self.num_images}:
+            yield f"per_image: expected entries for {self.num_images} images"
+            return
+        if len(self.per_class) != classes or self.verdicts.labels.max() >= classes:
+            yield f"per_class: expected a row for each of the classes, got {len(self.per_class)}"
+        verdicts = rows | {threat: self.standing(threat) for threat in self.worst_case}
+        figures = {"clean": self.clean} | self.attacks | self.worst_case
+        for name, result in figures.items():
+            if (found := int(verdicts[name].sum())) != result.correct or result.num_images != self.num_images:
+                got = f"{result.correct} of {result.num_images}"
+                yield f"{name}: expected {found} of {self.num_images} images, as in per_image, got {got}"
+        for result in (self.source.clean, self.source.robust) if self.source else ():
+            if not 0 < result.num_images >= result.correct:
+                yield f"source: expected a share of images, got {result.correct} of {result.num_images}"
+        if curve and not (
+            len(curve.eps) == len(curve.correct)
+            and all(low < high for low, high in itertools.pairwise(curve.eps))
+            and curve.mean_eps <= curve.eps[-1]
+            and 0 < curve.num_images >= max(curve.correct)
+        ):
+            yield "curve: expected a share of images at each of growing radii, of which the last is not below mean_eps"
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the samples, with accuracies and intervals written out."""
@@ -574,15 +592,5 @@ def _with_accuracy(result: Accuracy) -> dict[str, Any]:
 
 def _without_accuracy(kind: type, content: Mapping[str, Any]) -> Any:
     """Figures that follow from others are left out; JSON's lists were tuples."""
-    if issubclass(kind, Accuracy):  # somebody else's file may hold anything
-        check_whole("num_images", content["num_images"], (">=", 1))
-        check_whole("correct", content["correct"], (">=", 0), ("<=", content["num_images"]))
     kept = {key: value for key, value in content.items() if key not in ("accuracy", "interval", "mean")}
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()})
-
-
-def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    """In the words of version 2: each attack's figure was its own, on every correctly classified image."""
-    own = {"alone": True, "attacked": content["clean"]["correct"]}
-    attacks = {name: result | own for name, result in content["attacks"].items()}
-    return {**content, "attacks": attacks, "source": None, "dropped": []}
