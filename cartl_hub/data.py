@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .images import ImagePolicy
 from .randomness import CROP, FLIP, image_keys, permutation, uniform
-from .ranges import check_whole
+from .ranges import check_bool, check_whole
 
 
 class DataError(ValueError):
@@ -46,6 +46,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_whole("padding", self.padding, (">=", 0))
+        check_bool("flip", self.flip)
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         """[B, C, H, W], [B] -> [B, C, H, W], of the same dtype."""

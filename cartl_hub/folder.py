@@ -324,8 +324,6 @@ def build_model(config: Mapping[str, Any]) -> Classifier:
     model = create_model(config["architecture"], num_classes=config["num_classes"], pretrained_cfg_overlay=overlay, **args)
     if policy is not None:
         image_policy = ImagePolicy(**policy | {"size": tuple(policy["size"])})
-        if not all(isinstance(side, int) for side in image_policy.size):
-            raise ValueError(f"expected whole numbers of pixels, got {policy['size']}.")
         if image_policy.num_channels != model.image_policy.num_channels:
             raise ValueError(
                 f"expected pictures with {model.image_policy.num_channels} channels, got mode {image_policy.mode!r}."
@@ -381,3 +379,5 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], fo
             raise ModelError(f"{name} in {folder}: expected shape {list(expected[name].shape)}, got {list(tensor.shape)}.")
         if tensor.is_floating_point() != expected[name].is_floating_point():
             raise ModelError(f"{name} in {folder}: expected dtype {expected[name].dtype}, got {tensor.dtype}.")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(f"{name} in {folder}: expected finite weights, got NaN or infinite values.")

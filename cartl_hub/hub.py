@@ -117,6 +117,8 @@ def find_model(name: str | Path, revision: str | None = None, **client: Any) -> 
 
 def _find_here(name: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """A model folder or a bundled model; None where there is nothing of that name."""
+    if not str(name).strip():
+        return None
     path = Path(name)
     if (path / CONFIG).exists():
         return path, {"id": path.resolve().name}

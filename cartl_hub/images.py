@@ -4,14 +4,20 @@ import io
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .ranges import check_number, check_whole
+
 _LONGEST = 2000
+
+Mode = Literal["RGB", "L"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+CropMode = Literal["center", "squash"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,28 +33,29 @@ class ImagePolicy:
         crop_mode: "center": the picture is resized until it just covers ``size``, and its middle is cut out; "squash": each side
             is resized by itself.
         crop_pct: Share of the resized picture, per side, that "center" keeps; 0.875 is 224 pixels of 256, as for many ImageNet
-            models. With 1 a picture of the right size is taken as it is.
+            models, at least 0.01. With 1 a picture of the right size is taken as it is.
 
     Raises:
         ValueError: On values that aren't listed here.
     """
 
     size: tuple[int, int] = (32, 32)
-    mode: Literal["RGB", "L"] = "RGB"
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    crop_mode: Literal["center", "squash"] = "center"
+    mode: Mode = "RGB"
+    interpolation: Interpolation = "bilinear"
+    crop_mode: CropMode = "center"
     crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"size must be a height and a width in pixels, got {self.size}.")
+        if not isinstance(self.size, (tuple, list)) or len(self.size) != 2:
+            raise ValueError(f"size must be a height and a width in pixels, got {self.size!r}.")
         object.__setattr__(self, "size", tuple(self.size))  # a list comes from JSON
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must be a share in (0, 1], got {self.crop_pct}.")
+        for side in self.size:
+            check_whole("each side of size", side, (">=", 1))
+        check_number("crop_pct", self.crop_pct, (">=", 0.01), ("<=", 1))  # below, the resized picture would fill the memory
         for name, allowed in (
-            ("mode", ("RGB", "L")),
-            ("interpolation", ("nearest", "bilinear", "bicubic", "lanczos")),
-            ("crop_mode", ("center", "squash")),
+            ("mode", get_args(Mode)),
+            ("interpolation", get_args(Interpolation)),
+            ("crop_mode", get_args(CropMode)),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")

@@ -18,13 +18,14 @@ import huggingface_hub
 import numpy as np
 import torch
 from datasets import Array2D, Array3D, ClassLabel, Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder as PictureFolder
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data import DataError, ImageData, StreamingData, UnknownClassError, listed
 from .images import ImagePolicy, policy_to_dict, to_pil
-from .ranges import check_number, check_whole
+from .ranges import check_bool, check_number, check_whole
 from .sampling import index_hash, stratified_sample, stratified_split
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class DataArguments:
         if self.id is not None and (not self.id.strip() or not self.id.isprintable()):
             raise ValueError(f"id must be one line of printable text, got {self.id!r}.")
         check_whole("shuffle_buffer", self.shuffle_buffer, (">=", 1))
+        check_bool("streaming", self.streaming)
 
 
 def load_splits(
@@ -172,7 +174,10 @@ def load_test_split(
         DataError: As :func:`load_splits`; also if the images set aside aren't those of the training.
     """
     reader = _Reader(policy, arguments or DataArguments(), label_names)
-    return reader.read_test(reader.open(data), trained_on or {}), tuple(reader.notes)
+    try:
+        return reader.read_test(reader.open(data), trained_on or {}), tuple(reader.notes)
+    except UnknownClassError as error:
+        raise UnknownClassError(f"{error} A model is measured on the classes that it has; fine-tune it for others.") from error
 
 
 @dataclass
@@ -185,6 +190,7 @@ class _Reader:
     origin: dict[str, Any] = field(default_factory=dict)
     location: str = ""
     notes: list[str] = field(default_factory=list)
+    measures: bool = False  # a model that was trained on these data, and reads them again for their test part
 
     def _note(self, text: str, level: int = logging.WARNING) -> None:
         self.notes.append(text)
@@ -261,13 +267,29 @@ class _Reader:
             files.setdefault(split, []).append(str(file))
         if files:
             return "parquet", files
+        if any(path.rglob("*.arrow")):
+            raise DataError(
+                f"expected pictures, parquet files or what save_to_disk wrote in {path}, got arrow files without its "
+                "state.json or dataset_dict.json; save the data again, or name one file."
+            )
         folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
         named = [name for name in folders if any(name.lower() in names for names in _NAMES.values())]
         unused = [name for name in folders if name not in named]
         if named and unused:
             self._note(f"folders that are not used, as there is {', '.join(named)}: {listed(unused)}")
-        root = glob.escape(str(path))
-        return "imagefolder", {name.lower(): f"{root}/{name}/**" for name in named} or {"train": f"{root}/**"}
+        parts = {name.lower(): path / name for name in named} or {"train": path}
+        return "imagefolder", {name: self._pictures(part) for name, part in parts.items()}
+
+    def _pictures(self, folder: Path) -> str:
+        """Pattern of the pictures of a split: where there are folders of classes, ``datasets`` would take a picture beside them
+        for a sign that they are none."""
+        inside = [item for item in folder.iterdir() if not item.name.startswith(".")]
+        loose = [item.name for item in inside if item.suffix.lower() in PictureFolder.EXTENSIONS and item.is_file()]
+        classes = any(item.is_dir() for item in inside)
+        if not loose or not classes or any(item.stem == "metadata" for item in inside):
+            return f"{glob.escape(str(folder))}/**"
+        self._note(f"pictures that are not used, as they lie beside the folders of the classes in {folder.name}: {listed(loose)}")
+        return f"{glob.escape(str(folder))}/*/**"
 
     # What it holds
 
@@ -312,6 +334,7 @@ class _Reader:
 
     def read_test(self, splits: Mapping[str, Any], trained_on: Mapping[str, Any]) -> ImageData | StreamingData:
         if self._set_aside(splits, trained_on):
+            self.measures = True
             return self.read_again(splits, trained_on).test
         found = {role: name for role in ("test", "validation", "train") for name in reversed(_NAMES[role]) if name in splits}
         name = found.get("test") or found.get("validation") or found.get("train")
@@ -414,7 +437,11 @@ class _Reader:
         """Classes that occur among labels without names."""
         if feature.dtype == "bool":
             return [False, True]
-        found = sorted({value for values in raw.values() for value in values if value is not None})
+        values = {value for split in raw.values() for value in split if value is not None}
+        if len({isinstance(value, str) for value in values}) > 1:
+            kinds = ", ".join(f"{split[0]!r} in {role}" for role, split in raw.items())
+            raise DataError(f"expected labels of one kind in {column!r} of all splits, got numbers and strings: {kinds}.")
+        found = sorted(values)
         if len(found) > max(1000, sum(map(len, raw.values())) // 2):
             raise DataError(f"expected classes in {column!r}, got {len(found)} different values; is it the right column?")
         if found and found[0] == -1 and found != [-1, 1]:  # the usual mark of a missing label: its row is an error
@@ -487,10 +514,13 @@ class _Reader:
                 )
             chosen, kept = kept[held], kept[inner]
             parts[role] = train.subset(chosen, split=f"{role} (split off)", index_hash=index_hash(chosen), split_seed=seed)
-            self._note(
-                f"no {role} split: {share:.0%} of the training images ({len(chosen)}, stratified, seed {seed}, index hash "
-                f"{index_hash(chosen)}) {use}"
-            )
+            if self.measures:
+                use = "were set aside when the model was trained, and are measured"
+            if role == "test" or not self.measures:
+                self._note(
+                    f"no {role} split: {share:.0%} of the training images ({len(chosen)}, stratified, seed {seed}, index hash "
+                    f"{index_hash(chosen)}) {use}"
+                )
         kept = self._sampled(train.labels, kept)
         if len(kept) < len(train):
             train = train.subset(kept, index_hash=index_hash(kept))

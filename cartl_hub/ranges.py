@@ -13,7 +13,7 @@ def check_number(name: str, value: float, *bounds: tuple[str, float]) -> None:
         ValueError: With the name, what was expected and what was got.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+        raise ValueError(f"{name} must be a finite number, got {value!r}{_remedy(value, 'float')}.")
     if not all(_COMPARE[sign](value, bound) for sign, bound in bounds):
         raise ValueError(f"{name} must be {' and '.join(f'{sign} {bound}' for sign, bound in bounds)}, got {value}.")
 
@@ -21,5 +21,20 @@ def check_number(name: str, value: float, *bounds: tuple[str, float]) -> None:
 def check_whole(name: str, value: int, *bounds: tuple[str, int]) -> None:
     """As :func:`check_number`, for whole numbers."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number, got {value!r}.")
+        raise ValueError(f"{name} must be a whole number, got {value!r}{_remedy(value, 'int')}.")
     check_number(name, value, *bounds)
+
+
+def check_bool(name: str, value: bool) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        ValueError: With the name and what was got.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
+
+
+def _remedy(value: object, kind: str) -> str:
+    """For the scalars of NumPy and torch, which JSON does not hold."""
+    return f"; convert it with {kind}(...)" if hasattr(value, "item") else ""

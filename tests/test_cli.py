@@ -29,6 +29,11 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], terminal_width=200)
 
 
+def words(result) -> str:
+    """What was printed, without the frame of an error."""
+    return " ".join(result.output.replace("│", " ").split())
+
+
 @pytest.fixture
 def photos(tmp_path):
     """Ten pictures of each of two classes, as a folder of folders."""
@@ -212,7 +217,10 @@ def test_import_leaves_other_models_alone(tmp_path):
     assert (tmp_path / "mine" / "config.json").read_bytes() == before
     for std in (1, 2):  # the same file again
         assert run("import", tmp_path / "a.pt", "--to", tmp_path / "new", *options[:-1], std).exit_code == 0
-    assert run("import", tmp_path / "a.pt", "--to", tmp_path / "other", "--model-arg", "slope", *options).exit_code == 2
+    for argument in ("slope", "slope=[1"):
+        refused = run("import", tmp_path / "a.pt", "--to", tmp_path / "other", "--model-arg", argument, *options)
+        assert refused.exit_code == 2
+        assert f"expected NAME=VALUE for --model-arg, got '{argument}'" in words(refused)
 
 
 def test_a_card_is_written_again(source):
@@ -232,6 +240,7 @@ def test_sources_are_listed():
     assert "wrn16_2.fdm4_cifar100" in result.output
     markdown = run("sources", "--markdown").output
     assert markdown.startswith("| id |")
+    assert "leave --hub, --author and --search out" in words(run("sources", "--markdown", "--search", "wrn"))
 
 
 def test_version():
@@ -308,7 +317,7 @@ def test_a_script_that_exits_is_no_measured_model(photos, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     refused = run("evaluate", "script_net:make", photos, "--image-size", 16)
     assert refused.exit_code == 2
-    assert "expected a module that can be imported" in " ".join(refused.output.replace("│", " ").split())
+    assert "expected a module that can be imported" in words(refused)
 
 
 def test_attacks_in_another_norm(source, photos, tmp_path):
@@ -324,11 +333,11 @@ def test_attacks_in_another_norm(source, photos, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "explain"])
-@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta"])
 def test_a_device_that_is_not_there(command, name, source, photos):
     refused = run(command, source, photos, "--device", name)
     assert refused.exit_code == 2
-    assert f"expected a device that torch has here, got '{name}'" in " ".join(refused.output.replace("│", " ").split())
+    assert f"expected a device that torch has here, got '{name}'" in words(refused)
 
 
 def test_a_fresh_run(source, photos, tmp_path):
@@ -373,7 +382,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_measurement(source,
     (tmp_path / "file").write_text("")
     refused = run("evaluate", source, photos, "--output", tmp_path / "file" / "report")
     assert refused.exit_code == 2
-    assert "expected a folder that can be written for the output" in " ".join(refused.output.replace("│", " ").split())
+    assert "expected a folder that can be written for the output" in words(refused)
 
 
 @pytest.mark.parametrize(

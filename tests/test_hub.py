@@ -128,6 +128,22 @@ def test_reparametrised_and_broken_weights_are_not_saved(wrn, tmp_path):
     assert not (tmp_path / "model" / WEIGHTS).exists()
 
 
+def test_weights_that_are_not_finite_are_not_loaded(folder):
+    state = load_file(folder / WEIGHTS)
+    state["head.fc.weight"][0, 0] = torch.inf
+    save_file(state, folder / WEIGHTS)
+    own = json.loads((folder / CONFIG).read_text())["cartl_hub"]
+    change_config(folder, cartl_hub=own | {"weights_sha256": sha256(folder / WEIGHTS)})
+    with pytest.raises(ModelError, match=r"head\.fc\.weight in .*: expected finite weights, got NaN or infinite values"):
+        load_model(folder)
+
+
+def test_no_name_is_not_the_current_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(ModelError, match=r"expected a folder, a Hub id .*, got ''"):
+        load_model("")
+
+
 class Bomb:
     def __reduce__(self):
         return (os.system, ("touch exploded",))

@@ -203,7 +203,11 @@ def test_what_is_not_a_picture(picture, message):
         ("crop_mode", "border"),
         ("crop_pct", 0.0),
         ("crop_pct", 1.1),
+        ("crop_pct", 1e-9),
+        ("crop_pct", float("nan")),
         ("size", (0, 32)),
+        ("size", (True, 32)),
+        ("size", 32),
         ("size", (32,)),
     ],
 )

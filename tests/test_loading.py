@@ -290,6 +290,11 @@ def many(number: int) -> Dataset:
         (lambda d: [1, 2], {}, r"expected a datasets.Dataset, .*got list; datasets.Dataset.from_dict"),
         (lambda d: d.select([0, 3, 6]).cast_column("label", Value("int64")), {}, r"two or more different .*, got '0'"),
         (lambda d: many(1500), {"label_column": "id"}, "got 1500 different values; is it the right column"),
+        (
+            lambda d: {"train": table(feature=Value("int64")), "test": table(labels=["a"] * 30, feature=Value("string"))},
+            {},
+            "labels of one kind in 'label' of all splits, got numbers and strings: 0 in train, 'a' in test",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_columns_and_splits(change, arguments, message):
@@ -591,8 +596,20 @@ def test_a_broken_file_in_a_folder_is_named(tmp_path):
         read(root / "cat")
 
 
+def test_pictures_beside_the_folders_of_classes_are_left_out_aloud(tmp_path):
+    root = folder(tmp_path / "pets")
+    (root / "cat" / "0.png").rename(root / "cover.PNG")
+    splits = read(root)
+    assert splits.label_names == ("cat", "dog")
+    assert sum(len(part) for part in (splits.train, splits.validation, splits.test)) == 11
+    assert "they lie beside the folders of the classes in pets: 'cover.PNG'" in splits.notes[0]
+
+
 def test_a_damaged_folder_of_save_to_disk(tmp_path):
     table(12).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"got arrow files without its state\.json or dataset_dict\.json; save the data again"):
+        read(tmp_path / "saved")
     (tmp_path / "saved" / "state.json").write_text("{}")
     with pytest.raises(DataError, match=r"expected what save_to_disk wrote in .*saved: KeyError.*; save it again"):
         read(tmp_path / "saved")
@@ -829,6 +846,11 @@ def test_what_a_model_is_measured_on():
     trained = read(lone, seed=4, test_share=0.3)
     aside, notes = load_test_split(lone, POLICY, trained_on=trained.train.description)
     assert torch.equal(aside.images, trained.test.images)
+    assert len(notes) == 1
+    assert notes[0].startswith("no test split: 30% of the training images")
+    assert notes[0].endswith("were set aside when the model was trained, and are measured")
+    with pytest.raises(DataError, match=r"got 'cat'\. A model is measured on the classes that it has; fine-tune it for others"):
+        load_test_split(both, POLICY, label_names=("cow", "dog", "emu"))
     whole, notes = load_test_split(lone, POLICY, trained_on={"id": "something else"})
     assert len(whole) == 30
     assert "the model must not have been trained on it" in notes[0]

@@ -33,6 +33,15 @@ def randomised(model):
     return model.eval()
 
 
+def test_pictures_are_prepared_as_timm_does_it():
+    own = {"crop_mode": "squash", "interpolation": "lanczos", "crop_pct": 0.9}
+    for backbone in (timm.create_model("resnet10t"), timm.create_model("resnet10t", pretrained_cfg_overlay=own)):
+        stated = timm.data.resolve_model_data_config(backbone) | {"mean": (0,) * 3, "std": (1,) * 3}
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8))
+        expected = (timm.data.create_transform(**stated)(picture) * 255).round().to(torch.uint8)
+        assert torch.equal(Classifier(backbone).image_policy(picture), expected)
+
+
 # Architectures
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -62,6 +63,7 @@ def test_killed_and_resumed_run_ends_with_the_same_file(run, tmp_path):
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     finished = start(tmp_path / "killed", run)
     assert finished.returncode == 0, finished.stderr
+    assert "goes on at step" in finished.stdout
     assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
     assert (tmp_path / "killed" / "losses.csv").read_text() == (tmp_path / "whole" / "losses.csv").read_text()
 
@@ -530,6 +532,8 @@ def test_arguments_out_of_range(changes, message):
         ({"clip_grad_norm": 0.0}, "clip_grad_norm must be > 0"),
         ({"checkpoint_minutes": -1}, "checkpoint_minutes must be >= 0"),
         ({"epochs": True}, "epochs must be a whole number, got True"),
+        ({"epochs": np.int64(2)}, r"epochs must be a whole number, got np.int64\(2\); convert it with int"),
+        ({"load_best": "no"}, "load_best must be True or False, got 'no'"),
         ({"seed": 2**63}, "seed must be >= -9223372036854775808 and <= 9223372036854775807"),
         ({"schedule": "linear"}, "schedule must be a Schedule, .* got 'linear'"),
         ({"augmentation": True}, "augmentation must be an Augmentation or None, got True"),

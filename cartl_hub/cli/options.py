@@ -88,7 +88,7 @@ def open_device(name: str | None) -> Any:
 
     try:
         device = default_device() if name is None else torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # which "meta" has not
     except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without it
         raise typer.BadParameter(f"expected a device that torch has here, got {name!r}: {str(error).splitlines()[0]}") from None
     return device

@@ -94,6 +94,10 @@ def sources(
     from ..report import printable
 
     if markdown:
+        if hub or author or search:
+            raise typer.BadParameter(
+                "--markdown prints the table of what came with the package; leave --hub, --author and --search out."
+            )
         typer.echo(recipes_table() if recipes else models_table())
         return
     table = Table("id", "network", "trained", "clean", "robust", "MB", "where")
@@ -242,7 +246,13 @@ def _model_args(pairs: list[str]) -> dict[str, Any]:
         name, separator, value = pair.partition("=")
         if not separator or not name.isidentifier():
             raise typer.BadParameter(f"expected NAME=VALUE for --model-arg, got {pair!r}.")
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            problem = str(error).splitlines()[0]
+            raise typer.BadParameter(
+                f"expected NAME=VALUE for --model-arg, got {pair!r}, whose value is no YAML: {problem}."
+            ) from None
     return found
 
 

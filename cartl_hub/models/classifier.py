@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from ..images import ImagePolicy
+from ..images import CropMode, ImagePolicy, Interpolation
 
 # Arguments of timm.create_model that say where weights come from, not what is built.
 NOT_BUILT = ("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -42,7 +43,7 @@ class Classifier(nn.Module):
         architecture: timm's name of it; found by itself for a model that ``timm.create_model`` made.
         model_args: Arguments of ``timm.create_model`` beside ``num_classes``, as a saved config needs them.
         label_names: Name of each class.
-        image_policy: How pictures become inputs; by default the size and channels that the backbone was made for.
+        image_policy: How pictures become inputs; by default as timm evaluates the backbone.
         lineage: What the model was made from and how; JSON, saved with the model.
 
     ``stored_as`` is the dtype of the weights in their file; they are float32 in memory
@@ -82,10 +83,13 @@ class Classifier(nn.Module):
         self.stored_as = torch.float32
         in_chans, *size = cfg["input_size"]
         in_chans = self._model_args.get("in_chans", getattr(backbone, "in_chans", in_chans))
+        pictures = resolve_data_config(pretrained_cfg=cfg)
         self.image_policy = image_policy or ImagePolicy(
             size=_input_size(backbone, size),
             mode="L" if in_chans == 1 else "RGB",
-            interpolation=cfg["interpolation"] if cfg.get("interpolation") in ("nearest", "bilinear", "bicubic") else "bicubic",
+            interpolation=pictures["interpolation"] if pictures["interpolation"] in get_args(Interpolation) else "bicubic",
+            crop_mode=pictures["crop_mode"] if pictures["crop_mode"] in get_args(CropMode) else "center",
+            crop_pct=pictures["crop_pct"],
         )
         for name in ("mean", "std"):
             values = tuple(cfg[name])

@@ -8,7 +8,7 @@ from typing import Literal
 from ..attacks import NFGSM, PGD, Attack
 from ..data import Augmentation, Data
 from ..randomness import SEEDS
-from ..ranges import check_number, check_whole
+from ..ranges import check_bool, check_number, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +149,8 @@ class TrainingArguments:
     log_with: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("nesterov", "load_best", "sync_batchnorm", "channels_last"):
+            check_bool(name, getattr(self, name))
         for name in ("epochs", "batch_size", "validate_every", "validation_images", "checkpoint_every"):
             check_whole(name, getattr(self, name), (">=", 1))
         check_whole("seed", self.seed, (">=", SEEDS[0]), ("<=", SEEDS[1]))

@@ -306,6 +306,8 @@ class _Run:
         seconds = self.result.seconds
         bar = tqdm(total=self.num_steps, initial=start, disable=not main, unit="step", dynamic_ncols=True, mininterval=1.0)
         done = start
+        if start and main and not ended:
+            bar.write(f"the run in {self.folder} goes on at step {start} of {self.num_steps}")
         with bar:
             for step in range(start, start if self.result.stopped else self.num_steps):
                 try:
