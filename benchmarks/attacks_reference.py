@@ -29,7 +29,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from cartl_hub import load_model
-from cartl_hub.attacks import APGD, APGDT, FGSM, PGD, Attack, Square
+from cartl_hub.attacks import APGD, APGDT, FABT, FGSM, PGD, Attack, Square
 from cartl_hub.config import to_dict
 from cartl_hub.loading import load_splits
 from cartl_hub.randomness import image_keys
@@ -44,6 +44,8 @@ ATTACKS = {
     "APGD-DLR": APGD(eps=EPS, steps=50, loss="dlr"),
     "APGD-DLR L2": APGD(eps=L2_EPS, steps=50, loss="dlr", norm="L2"),
     "APGD-T": APGDT(eps=EPS, steps=20),
+    "FAB-T": FABT(eps=EPS, steps=20),
+    "FAB-T L2": FABT(eps=L2_EPS, steps=20, norm="L2"),
     "Square": Square(eps=EPS, queries=1000),
     "Square L2": Square(eps=L2_EPS, queries=1000, norm="L2"),
 }
@@ -166,6 +168,8 @@ def run_torchattacks(model: nn.Module, attack: Attack, images: Tensor, labels: T
         search = torchattacks.Square(model, n_queries=attack.queries - 1, p_init=attack.p_init, **shared)  # beside the first one
     elif isinstance(attack, APGDT):
         search = torchattacks.APGDT(model, steps=attack.steps, n_classes=attack.num_targets + 1, **shared)
+    elif isinstance(attack, FABT):
+        search = torchattacks.FAB(model, steps=attack.steps, n_classes=attack.num_targets + 1, multi_targeted=True, **shared)
     elif isinstance(attack, PGD):
         search = torchattacks.PGD(model, eps=attack.eps, alpha=attack.step_size, steps=attack.steps)
     else:

@@ -1,5 +1,6 @@
 from .attacks import APGD as APGD
 from .attacks import APGDT as APGDT
+from .attacks import FABT as FABT
 from .attacks import FGSM as FGSM
 from .attacks import NFGSM as NFGSM
 from .attacks import PGD as PGD

@@ -100,7 +100,7 @@ def test_dear_attack_breaks_survivors_as_it_breaks_them_alone():
 def test_the_cheapest_runs_first():
     full = default_attacks(strength="full")
     order = [stage.name for stage in planned({name: full[name] for name in reversed(full)})]
-    assert order == ["FGSM", "PGD-20 L2", "PGD-20", "PGD-100", "APGD-CE", "APGD-T", "Square"]
+    assert order == ["FGSM", "PGD-20 L2", "PGD-20", "PGD-100", "APGD-CE", "APGD-T", "FAB-T", "Square"]
     transfer = Transfer(source=nn.Identity(), source_name="x", attack=PGD(eps=EPS, step_size=EPS, steps=7))
     assert [s.name for s in planned({"apgd": APGD(eps=EPS, steps=8), "transfer": transfer})] == ["transfer", "apgd"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, TensorDataset
 
-from cartl_hub.attacks import APGD, APGDT, FGSM, NFGSM, PGD, Attack, Noise, Square
+from cartl_hub.attacks import APGD, APGDT, FABT, FGSM, NFGSM, PGD, Attack, Noise, Square
 from cartl_hub.data import DataError, ImageData, StreamingData
 from cartl_hub.evaluation import CURVE_EPS, default_attacks, evaluate
 from cartl_hub.evaluation.checks import run_checks
@@ -104,7 +104,8 @@ def test_every_default_attack_runs_on_few_classes_one_channel_and_large_images(n
         labels = model(images / 255).argmax(1)
     data = ImageData(labels, tuple("abc"[:num_classes]), images)
     attacks = default_attacks(eps=1 / 255, l2_eps=0.01, strength="full")
-    attacks |= {"APGD-T": replace(attacks["APGD-T"], steps=5), "Square": replace(attacks["Square"], queries=20)}
+    attacks |= {name: replace(attacks[name], steps=5) for name in ("APGD-T", "FAB-T")}
+    attacks["Square"] = replace(attacks["Square"], queries=20)
     report = evaluate(model, data, attacks=attacks, curve=(0, 1 / 255), progress=False)
     assert report.clean.correct == 9
     assert report.robust.correct <= report.attacks["PGD-100"].correct
@@ -118,11 +119,12 @@ def test_default_attacks():
     assert names == {
         "quick": ["FGSM", "PGD-20", "PGD-20 L2"],
         "standard": ["FGSM", "PGD-20", "PGD-100", "APGD-T", "PGD-20 L2"],
-        "full": ["FGSM", "PGD-20", "PGD-100", "APGD-CE", "APGD-T", "Square", "PGD-20 L2"],
+        "full": ["FGSM", "PGD-20", "PGD-100", "APGD-CE", "APGD-T", "FAB-T", "Square", "PGD-20 L2"],
     }
     full = default_attacks(eps=0.1, l2_eps=1.0, strength="full")
     assert full["APGD-CE"] == APGD(eps=0.1, steps=100, loss="ce")
     assert full["APGD-T"] == APGDT(eps=0.1, steps=100, num_targets=9)
+    assert full["FAB-T"] == FABT(eps=0.1, steps=100, num_targets=9)
     assert full["Square"] == Square(eps=0.1, queries=5000)
     assert full["PGD-20"] == PGD(eps=0.1, step_size=0.025, steps=20)
     assert full["PGD-20 L2"] == PGD(eps=1.0, step_size=0.125, steps=20, norm="L2")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from conftest import make_model, toy_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog, minimize
 from test_attacks import (
     Linear,
     Needle,
@@ -36,7 +37,7 @@ from test_attacks import (
 from torch import Tensor, nn
 
 import cartl_hub
-from cartl_hub.attacks import APGD, APGDT, FGSM, PGD, FeatureDistance, Noise, Square, Transfer, apgd, square
+from cartl_hub.attacks import APGD, APGDT, FABT, FGSM, PGD, FeatureDistance, Noise, Square, Transfer, apgd, fab, square
 from cartl_hub.attacks.attack import input_gradient, random_start
 from cartl_hub.attacks.losses import LOSSES, cross_entropy, dlr, margin, targeted_dlr
 from cartl_hub.config import to_dict
@@ -51,6 +52,7 @@ ATTACKS = {
         "APGD DLR": partial(APGD, steps=10, loss="dlr"),
         "APGD margin": partial(APGD, steps=5, loss="margin", restarts=2),
         "APGDT": partial(APGDT, steps=10),
+        "FABT": partial(FABT, steps=10),
         "PGD DLR": partial(PGD, steps=5, loss="dlr", step_size=0.3 * eps),
         "Square": partial(Square, queries=30),
         "Noise": partial(Noise, samples=4),
@@ -245,7 +247,7 @@ def test_nothing_leaves_the_ball_or_the_box(name, eps, num_classes, shape, seed)
         assert adversarial.max() <= 1
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [name for name in ATTACKS if not name.startswith("FABT")])
 def test_broken_images_leave_the_batch_in_evaluation(toy, name):
     """The model sees an image until it misclassifies it, and never again."""
     model, images, labels = Counting(toy[0]), toy[1][:40], toy[2][:40]
@@ -556,6 +558,72 @@ def test_more_noise_breaks_the_same_images_and_others(norm):
     assert 0 < few.sum() < many.sum()
 
 
+# The nearest adversarial image
+
+
+@both_norms
+def test_moves_onto_a_hyperplane_are_the_shortest(norm):
+    generator = np.random.default_rng(0)
+    for case in range(200):
+        num = int(generator.integers(1, 8))
+        point, weights = generator.random(num), generator.normal(size=num)
+        weights[generator.random(num) < 0.2] = 0
+        weights[0] += weights.any() == 0
+        point[generator.random(num) < 0.2] = generator.integers(2)
+        change = float(weights @ (generator.random(num) - point)) * (1, 0.3, 3)[case % 3]
+        scaled = torch.tensor(weights * 10.0 ** (case % 9 - 4)).view(1, 1, 1, -1)
+        asked = torch.tensor([change * 10.0 ** (case % 9 - 4)])
+        move = fab.onto_hyperplane(torch.tensor(point).view(1, 1, 1, -1), scaled, asked, norm).numpy().ravel()
+        bounds = list(zip(-point, 1 - point, strict=True))
+        possible = [
+            sum(choose(w * low, w * high) for w, (low, high) in zip(weights, bounds, strict=True)) for choose in (min, max)
+        ]
+        change = float(np.clip(change, *possible))
+        assert weights @ move == pytest.approx(change, abs=1e-6)
+        assert (point + move).min() >= -1e-9
+        assert (point + move).max() <= 1 + 1e-9
+        if norm == "Linf":
+            least = [*[0] * num, 1]
+            sides = np.block([[np.eye(num), -np.ones((num, 1))], [-np.eye(num), -np.ones((num, 1))]])
+            best = linprog(least, sides, np.zeros(2 * num), [[*weights, 0]], [change], [*bounds, (0, None)])
+        else:
+            onto = {"type": "eq", "fun": lambda other, w=weights, c=change: w @ other - c}
+            best = minimize(lambda other: other @ other, move, bounds=bounds, constraints=onto)
+        found = np.abs(move).max() if norm == "Linf" else move @ move
+        assert not best.success or found <= best.fun + 1e-6
+    assert best.success
+
+
+@both_norms
+def test_the_nearest_image_of_a_linear_model_is_found(norm):
+    model, images = Scorer((3, 8, 8), 4), 0.5 + 0.02 * torch.randn(50, 3, 8, 8)
+    logits = model(images).detach()
+    labels, normals = logits.argmax(1), model.weight.detach().T
+    distances = torch.full((50, 4), torch.inf)
+    for target in range(4):
+        across = (normals[target] - normals[labels]).norm(p=1 if norm == "Linf" else 2, dim=1)
+        lead = logits[:, target] - logits.gather(1, labels[:, None])[:, 0]
+        distances[labels != target, target] = (-lead / across)[labels != target]
+    largest = {"Linf": 0.5, "L2": 5.0}[norm]  # with all targets, the nearest one is not always that of the largest logit
+    found = FABT(eps=largest, norm=norm, steps=50)(model, images, labels)
+    assert not correct(model, found, labels).any()
+    torch.testing.assert_close(size(found - images, norm), distances.amin(1), rtol=0.01, atol=0)
+
+
+@both_norms
+def test_an_image_leaves_once_an_adversarial_one_lies_in_its_ball(toy, norm):
+    model, images, labels = Counting(toy[0]), toy[1][:40], toy[2][:40]
+    standing = correct(toy[0], images, labels)
+    attack = FABT(eps=NORMS[norm] / 2, norm=norm, steps=10)
+    broken = ~correct(toy[0], attack(model, images, labels, until_broken=True), labels)
+    sizes = [len(seen) for seen in model.seen[2:]]  # after the clean images, and those of which targets are chosen
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (standing.sum(), (~broken).sum())
+    nearest = size(attack(toy[0], images, labels) - images, norm)
+    assert 0 < (broken & standing).sum() < standing.sum()
+    assert (nearest[broken & standing] < 0.99 * attack.eps).any()  # it goes on to the nearest one where it is not for evaluation
+
+
 # Models that look robust
 
 
@@ -597,6 +665,7 @@ def test_dlr_breaks_saturated_logits(toy, norm):
         replace(pgd, loss="dlr"),
         replace(pgd, loss="margin"),
         APGDT(eps=attack.eps, norm=norm, steps=20),
+        FABT(eps=attack.eps, norm=norm, steps=20),
     ):
         assert robust_acc(strong, model, images, labels) <= honest + 0.02
 
@@ -763,6 +832,7 @@ def test_all_of_them_in_one_report():
         (lambda: APGD(eps=0.1, restarts=0), "restarts must be >= 1"),
         (lambda: APGD(eps=8), "Did you mean 8/255"),
         (lambda: APGDT(eps=0.1, num_targets=0), "num_targets must be >= 1"),
+        (lambda: FABT(eps=0.1, steps=0), "steps must be >= 1"),
         (lambda: Square(eps=0.1, queries=0), "queries must be >= 1"),
         (lambda: Square(eps=0.1, p_init=0.0), "p_init must be > 0 and <= 1"),
         (lambda: Noise(eps=0.1, samples=0), "samples must be >= 1, got 0"),

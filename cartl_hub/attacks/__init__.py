@@ -1,6 +1,7 @@
 from .apgd import APGD as APGD
 from .apgd import APGDT as APGDT
 from .attack import Attack as Attack
+from .fab import FABT as FABT
 from .fgsm import FGSM as FGSM
 from .fgsm import NFGSM as NFGSM
 from .fgsm import RFGSM as RFGSM

@@ -47,7 +47,11 @@ NumImages = Annotated[
     typer.Option(min=1, help="Test images of the report, each class in proportion; by default all.", rich_help_panel=RESULT),
 ]
 StrengthOption = Annotated[
-    Strength, typer.Option(help="Which attacks; checks and curve are made with each.", rich_help_panel=RESULT)
+    Strength,
+    typer.Option(
+        help="FGSM and PGD-20; with standard also PGD-100 and a short APGD-T; with full AutoAttack's. All with checks and curve.",
+        rich_help_panel=RESULT,
+    ),
 ]
 Checks = Annotated[
     bool, typer.Option("--checks/--no-checks", help="Whether to check that the figures can be trusted.", rich_help_panel=RESULT)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..attacks import APGD, APGDT, PGD, Attack, Square, Transfer
+from ..attacks import APGD, APGDT, FABT, PGD, Attack, Square, Transfer
 from ..processes import gather, place
 from ..randomness import image_keys, permutation
 from ..ranges import check_number, check_whole
@@ -23,7 +23,7 @@ from .verdict import PassCounter, Verdict, classify, judge
 
 logger = logging.getLogger(__name__)
 
-DEAR = (APGD, APGDT, Square, Transfer)  # run on survivors only
+DEAR = (APGD, APGDT, FABT, Square, Transfer)  # run on survivors only
 NUM_SAMPLES = 8
 BAR = "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{elapsed}} passed{left}{{postfix}}"
 
@@ -131,7 +131,7 @@ def planned(attacks: Mapping[str, Attack]) -> list[Stage]:
 
 def planned_passes(attack: Attack | None) -> int:
     """Passes of one image that stands to the end; 1 for attacks of an unknown kind."""
-    numbers = (getattr(attack, name, 1) for name in ("steps", "restarts", "num_targets", "queries", "samples"))
+    numbers = (getattr(attack, name, 1) for name in ("steps", "passes_per_step", "restarts", "num_targets", "queries", "samples"))
     return math.prod(numbers) if not isinstance(attack, Transfer) else planned_passes(attack.attack)
 
 

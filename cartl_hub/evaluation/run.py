@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..attacks import APGD, APGDT, FGSM, NFGSM, PGD, RFGSM, Attack, Square, Transfer
+from ..attacks import APGD, APGDT, FABT, FGSM, NFGSM, PGD, RFGSM, Attack, Square, Transfer
 from ..attacks.attack import Norm
 from ..config import to_dict
 from ..data import ImageData
@@ -63,8 +63,9 @@ def default_attacks(
         l2_eps: Radius in L2; 20 steps of PGD can go 2.5 times as far.
         norm: Whose attacks.
         strength: "quick": FGSM and PGD with 20 steps. "standard": also PGD with 100 steps, and APGD-T with 30 steps for each of
-            3 targets. "full": also APGD-CE, with APGD-T of 100 steps for each of 9 targets, and Square of 5,000 queries: the
-            attacks of AutoAttack's standard version (Croce and Hein, 2020) but for FAB.
+            3 targets. "full": also APGD-CE, APGD-T and FAB-T of 100 steps for each of 9 targets, and Square of 5,000 queries:
+            the attacks of AutoAttack's standard version (Croce and Hein, 2020), so that the worst case, which has PGD's too, can
+            stand beside its figure.
 
     Raises:
         ValueError: On an unknown norm or strength.
@@ -81,7 +82,7 @@ def default_attacks(
     if strength == "standard":
         attacks["APGD-T"] = APGDT(**ball, steps=30, num_targets=3)
     if strength == "full":
-        attacks |= {"APGD-CE": APGD(**ball), "APGD-T": APGDT(**ball), "Square": Square(**ball)}
+        attacks |= {"APGD-CE": APGD(**ball), "APGD-T": APGDT(**ball), "FAB-T": FABT(**ball), "Square": Square(**ball)}
     if norm == "L2":
         return {f"{name} L2": attack for name, attack in attacks.items()}
     return attacks | {"PGD-20 L2": PGD(eps=l2_eps, step_size=l2_eps / 8, steps=20, norm="L2")}
@@ -112,7 +113,7 @@ def evaluate(
 
     An image counts as robust to an attack if it is classified correctly before and after; one that is wrong before is not
     attacked. FGSM, PGD and attacks of other kinds run on every image that is classified correctly, so that each figure is the
-    attack's own; APGD, APGD-T, Square and Transfer run after them, only on images that no attack in their ball has broken. What
+    attack's own; APGD, APGD-T, FAB-T, Square and Transfer run after them, on images that no attack in their ball has broken. What
     an attack returns is verified, and what broke once more at the end of the attack, in another batch: an image that left
     [0, 1] or the ball, or whose second verdict differs, is not broken.
 
