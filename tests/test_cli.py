@@ -340,6 +340,19 @@ def test_a_device_that_is_not_there(command, name, source, photos):
     assert f"expected a device that torch has here, got '{name}'" in words(refused)
 
 
+def test_trades(source, photos, tmp_path):
+    options = ["--method", "trades", "--trades-weight", 3, "--eps", "4/255", "--num-blocks", 2, "--epochs", 1]
+    options += ["--precision", "fp32", "--output", tmp_path / "run", "--num-images", 2, "--strength", "quick", "--no-checks"]
+    assert "expected PGD, RFGSM or NFGSM with a random start" in str(
+        run("finetune", source, photos, *options, "--attack", "fgsm").exception
+    )
+    done = run("finetune", source, photos, *options, "--attack", "rfgsm")
+    assert done.exit_code == 0, (done.output, done.exception)
+    method = load_model(tmp_path / "run" / "model").lineage["method"]
+    assert (method["name"], method["beta"], method["num_blocks"]) == ("TRADES", 3.0, 2)
+    assert (method["attack"]["name"], method["attack"]["eps"]) == ("RFGSM", pytest.approx(4 / 255))
+
+
 def test_a_fresh_run(source, photos, tmp_path):
     options = ["--num-blocks", 1, "--epochs", 1, "--precision", "fp32", "--output", tmp_path / "run", "--num-images", 2]
     options += ["--strength", "quick", "--no-checks"]
@@ -357,9 +370,10 @@ def test_a_fresh_run(source, photos, tmp_path):
     ("method", "option", "owner"),
     [
         ("lwf", ("--beta", "0.4"), "neft"),
-        ("lwf", ("--num-blocks", "4"), "neft and finetune and adversarial"),
+        ("lwf", ("--num-blocks", "4"), "neft and finetune and adversarial and trades"),
         ("finetune", ("--convex-residual",), "neft"),
-        ("neft", ("--eps", "4/255"), "adversarial"),
+        ("neft", ("--eps", "4/255"), "adversarial and trades"),
+        ("adversarial", ("--trades-weight", "3"), "trades"),
         ("neft", ("--weight", "1"), "lwf"),
         ("finetune", ("--adversarial-share", "0.3"), "adversarial"),
     ],

@@ -38,6 +38,7 @@ class MethodName(StrEnum):
     finetune = "finetune"
     lwf = "lwf"
     adversarial = "adversarial"
+    trades = "trades"
 
 
 class AttackName(StrEnum):
@@ -93,11 +94,17 @@ def finetune(
         ),
     ] = False,
     weight: Annotated[float, typer.Option(help="lwf: weight of the feature distance.", rich_help_panel=METHOD)] = 0.005,
-    attack: Annotated[AttackName, typer.Option(help="adversarial: training attack.", rich_help_panel=METHOD)] = AttackName.pgd,
+    trades_weight: Annotated[float, typer.Option(help="trades: weight of the divergence.", rich_help_panel=METHOD)] = 6.0,
+    attack: Annotated[
+        AttackName, typer.Option(help="adversarial, trades: training attack.", rich_help_panel=METHOD)
+    ] = AttackName.pgd,
     eps: Annotated[
         float,
         typer.Option(
-            parser=fraction, metavar="RADIUS", help="adversarial: Linf radius of the training attack.", rich_help_panel=METHOD
+            parser=fraction,
+            metavar="RADIUS",
+            help="adversarial, trades: Linf radius of the training attack.",
+            rich_help_panel=METHOD,
         ),
     ] = "8/255",  # type: ignore[assignment]
     adversarial_share: Annotated[
@@ -186,7 +193,9 @@ def finetune(
     tuner = RobustFineTuner(
         source,
         data,
-        method=_method(method, num_blocks or None, beta, convex_residual, weight, _attack(attack, eps), adversarial_share),
+        method=_method(
+            method, num_blocks or None, beta, convex_residual, weight, trades_weight, _attack(attack, eps), adversarial_share
+        ),
         bn=BatchNormPolicy(extractor_statistics=extractor_statistics.value, submodel_affine=submodel_affine.value),
         arguments=TrainingArguments(
             epochs=epochs,
@@ -232,13 +241,15 @@ def finetune(
 
 def _refuse_options_of_other_methods(context: typer.Context, method: MethodName) -> None:
     """An option that the method does not have would have no effect."""
+    attacked = (MethodName.adversarial, MethodName.trades)
     of_methods = {
-        "num_blocks": (MethodName.neft, MethodName.finetune, MethodName.adversarial),
+        "num_blocks": (MethodName.neft, MethodName.finetune, *attacked),
         "beta": (MethodName.neft,),
         "convex_residual": (MethodName.neft,),
         "weight": (MethodName.lwf,),
-        "attack": (MethodName.adversarial,),
-        "eps": (MethodName.adversarial,),
+        "trades_weight": (MethodName.trades,),
+        "attack": attacked,
+        "eps": attacked,
         "adversarial_share": (MethodName.adversarial,),
     }
     for name, methods in of_methods.items():
@@ -263,10 +274,11 @@ def _method(
     beta: float,
     convex_residual: bool,
     weight: float,
+    trades_weight: float,
     attack: "Attack",
     adversarial_share: float | None,
 ) -> "Method":
-    from .. import NEFT, AdversarialTraining, FineTuning, LwF
+    from .. import NEFT, TRADES, AdversarialTraining, FineTuning, LwF
 
     if name is MethodName.neft:
         if num_blocks is None:
@@ -276,4 +288,6 @@ def _method(
         return LwF(weight=weight)
     if name is MethodName.adversarial:
         return AdversarialTraining(attack=attack, num_blocks=num_blocks, adversarial_share=adversarial_share)
+    if name is MethodName.trades:
+        return TRADES(beta=trades_weight, attack=attack, num_blocks=num_blocks)
     return FineTuning(num_blocks=num_blocks)
