@@ -14,10 +14,9 @@ from conftest import toy_data
 from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Picture
 
-from cartl_hub import loading
 from cartl_hub.data import DataError, StreamingData
 from cartl_hub.images import ImagePolicy
-from cartl_hub.loading import DataArguments, load_splits, load_test_split
+from cartl_hub.loading import DataArguments, columns, load_splits, load_test_split, pictures, source, streams
 from cartl_hub.sampling import index_hash, stratified_sample, stratified_split
 
 POLICY = ImagePolicy(size=(8, 8))
@@ -414,7 +413,7 @@ def test_labels_are_read_without_images():
     split = table(broken=5)
     with pytest.raises(DataError, match="row 5 of the train split: expected a readable picture"):
         read(split)
-    assert loading._undecoded(split, "label")[:]["label"] == [row % 3 for row in range(30)]
+    assert columns.undecoded(split, "label")[:]["label"] == [row % 3 for row in range(30)]
 
 
 # Pictures
@@ -516,8 +515,8 @@ def test_large_pictures_are_pointed_out(side, size, text):
 def test_large_sets_are_decoded_when_drawn(workers, monkeypatch):
     data = {"train": table(60), "test": table(12, seed=1)}
     whole = read(data)
-    monkeypatch.setattr(loading, "IN_MEMORY_BYTES", 15 * 3 * 8 * 8)
-    monkeypatch.setattr(loading.os, "cpu_count", lambda: workers)
+    monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 15 * 3 * 8 * 8)
+    monkeypatch.setattr(pictures.os, "cpu_count", lambda: workers)
     splits = read(data)
     assert [part.in_memory for part in (splits.train, splits.validation, splits.test)] == [False, False, True]
     assert splits.train.workers == max(workers, 1)
@@ -534,7 +533,7 @@ def test_large_sets_are_decoded_when_drawn(workers, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_picture_found_late_is_named(workers, monkeypatch):
-    monkeypatch.setattr(loading, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
     splits = read({"train": table(30, broken=21), "validation": table(6), "test": table(6)})
     splits.train.workers = workers
     with pytest.raises(DataError) as caught:
@@ -690,12 +689,12 @@ def test_a_data_set_of_the_hub(monkeypatch, caplog):
         def dataset_info(self, repo_id, revision=None):
             return type("Info", (), {"sha": commit})
 
-    monkeypatch.setattr(loading.datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(loading.huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(source.datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(source.huggingface_hub, "HfApi", Api)
     splits = read("me/pets", config="small", revision="main")
     assert calls == [("me/pets", {"name": "small", "revision": commit, "streaming": False})]
     assert {"id": "me/pets", "config": "small", "revision": commit}.items() <= splits.train.description.items()
-    monkeypatch.setattr(loading.huggingface_hub, "HfApi", None)  # without a network the copy in the cache is read
+    monkeypatch.setattr(source.huggingface_hub, "HfApi", None)  # without a network the copy in the cache is read
     assert read("me/pets", revision="v1").train.description["revision"] == "v1"
     assert "the Hub can't be reached for the data set 'me/pets', which is no file or folder here" in caplog.text
 
@@ -704,8 +703,8 @@ def test_the_cache_tells_where_a_data_set_came_from():
     class Cached:
         cache_files = ({"filename": "/home/me/cache/me___pets/default/0.0.0/" + "0123456789" * 4 + "/pets-train.arrow"},)
 
-    assert loading._origin(Cached()) == {"id": "me/pets", "revision": "0123456789" * 4}
-    assert loading._origin(table())["id"] == "data in memory"
+    assert source.origin_of(Cached()) == {"id": "me/pets", "revision": "0123456789" * 4}
+    assert source.origin_of(table())["id"] == "data in memory"
 
 
 def test_the_name_of_a_loader_is_no_name_of_the_data(tmp_path):
@@ -805,7 +804,7 @@ def test_a_sorted_stream_is_pointed_out(monkeypatch):
     labels = sorted(row % 10 for row in range(1000))
     data = table(1000, labels=labels, feature=ClassLabel(names=list("abcdefghij"))).to_iterable_dataset()
     assert not read({"train": data, "validation": data, "test": data}).notes
-    monkeypatch.setattr(loading, "_HELD", 100)
+    monkeypatch.setattr(streams, "_HELD", 100)
     (note,) = read({"train": data, "validation": data, "test": data}).notes
     assert note.startswith("the 100 images for validation show only 1 of 10 classes: the stream seems sorted")
 
@@ -835,8 +834,8 @@ def test_real_images():
 
 
 def test_data_can_be_named(tmp_path):
-    for source in (folder(tmp_path / "pets"), table(12)):
-        assert read(source, id="my pets").train.description["id"] == "my pets"
+    for data in (folder(tmp_path / "pets"), table(12)):
+        assert read(data, id="my pets").train.description["id"] == "my pets"
 
 
 def test_what_a_model_is_measured_on():

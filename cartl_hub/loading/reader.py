@@ -1,0 +1,188 @@
+"""From any ``datasets`` data set to the images and labels that training, model choice and report draw from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+from ..data import DataError, ImageData, StreamingData, UnknownClassError, listed
+from ..images import ImagePolicy
+from .arguments import DataArguments, Notes, Splits
+from .classes import Classes
+from .columns import features_of, find_columns, undecoded
+from .dividing import divide
+from .pictures import note_large_pictures, read_pictures
+from .source import ROLES, AnyData, Source, describe, open_source
+from .streams import divide_stream
+
+
+def load_splits(
+    data: AnyData,
+    policy: ImagePolicy,
+    arguments: DataArguments | None = None,
+    *,
+    label_names: Sequence[str] | None = None,
+    trained_on: Mapping[str, Any] | None = None,
+) -> Splits:
+    """Read, check and split a data set; all that can be wrong with one that fits into memory is an error here.
+
+    Args:
+        data: A ``datasets`` object, a mapping from split names to such, a Hub id, a folder of images (one folder per class, or
+            ``train/`` and ``test/`` of them), or a parquet file or folder of them.
+        policy: How pictures become inputs.
+        arguments: How to read it.
+        label_names: Classes that a model already has: labels are matched to these by name.
+        trained_on: Description of the data in a model's lineage: what was set aside when it was trained on them, is again.
+
+    Raises:
+        DataError: On columns, labels or pictures that can't be used; the message names the row and the remedy.
+    """
+    return _reader(data, policy, arguments, label_names).read_again(trained_on or {})
+
+
+def load_test_split(
+    data: AnyData,
+    policy: ImagePolicy,
+    arguments: DataArguments | None = None,
+    *,
+    label_names: Sequence[str] | None = None,
+    trained_on: Mapping[str, Any] | None = None,
+) -> tuple[ImageData | StreamingData, tuple[str, ...]]:
+    """The images to measure a model on: the test split; without one, what was set aside when the model was trained on this data;
+    without that, the validation split, or all images.
+
+    Args:
+        data: As for :func:`load_splits`.
+        policy: How pictures become inputs.
+        arguments: How to read it.
+        label_names: Classes of the model.
+        trained_on: Description of the data in the model's lineage.
+
+    Returns:
+        The images, and what was decided for the user.
+
+    Raises:
+        DataError: As :func:`load_splits`; also if the images set aside aren't those of the training.
+    """
+    reader = _reader(data, policy, arguments, label_names)
+    try:
+        return reader.read_test(trained_on or {}), tuple(reader.notes)
+    except UnknownClassError as error:
+        raise UnknownClassError(f"{error} A model is measured on the classes that it has; fine-tune it for others.") from error
+
+
+def _reader(data: AnyData, policy: ImagePolicy, arguments: DataArguments | None, label_names: Sequence[str] | None) -> "_Reader":
+    arguments, notes = arguments or DataArguments(), Notes()
+    source = open_source(data, arguments, notes)
+    return _Reader(source, policy, arguments, Classes(label_names, arguments.label_names, notes), notes)
+
+
+@dataclass
+class _Reader:
+    """Reads one data set."""
+
+    source: Source
+    policy: ImagePolicy
+    arguments: DataArguments
+    classes: Classes
+    notes: Notes
+    measures: bool = False  # a model that was trained on these data, and reads them again for their test part
+
+    def read(self) -> Splits:
+        """All parts."""
+        roles = self._roles()
+        image, label = find_columns(roles, self.arguments, self.notes)
+        note_large_pictures(roles["train"], image, self.policy, self.notes)
+        if any(isinstance(split, IterableDataset) for split in roles.values()):
+            return divide_stream(roles, image, label, self.policy, self.source, self.classes, self.arguments, self.notes)
+        raw = {role: undecoded(split, label)[:][label] for role, split in roles.items()}
+        if "test" in raw and all(value in (-1, None) for value in raw["test"]):
+            self.notes.add("the test split has no labels (all are -1 or missing): it is not used")
+            del roles["test"], raw["test"]
+        names = self.classes.names(roles["train"].features[label], label, raw)
+        labels = {
+            role: self.classes.labels(raw[role], split.features[label], label, names, role) for role, split in roles.items()
+        }
+        parts = {role: self._images(split, image, labels[role], names, role) for role, split in roles.items()}
+        return divide(parts, self.arguments, self.notes, measures=self.measures)
+
+    def read_again(self, trained_on: Mapping[str, Any]) -> Splits:
+        """With what was set aside when a model was trained on these data."""
+        set_aside = self._set_aside(trained_on)
+        if not set_aside:
+            return self.read()
+        chosen = {key: set_aside[key] for key in ("seed", "test_share", "validation_share")}
+        chosen["test_seed"] = set_aside.get("test_seed", set_aside["seed"])  # older models state one seed for both
+        self.arguments = replace(self.arguments, **chosen)
+        again = self.read()
+        if isinstance(again.test, ImageData):
+            stated = ("index_hash", "pixels")  # older models lack the latter
+            expected = {key: set_aside[key] for key in stated if key in set_aside}
+            got = {key: again.train.description["split_off"][key] for key in expected}
+            if got != expected:
+                raise DataError(
+                    f"expected the images that were set aside when the model was trained ({expected}), got others ({got}); the "
+                    "data have changed since, or their files have other names, so that some may have been trained on."
+                )
+        return again
+
+    def _set_aside(self, trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
+        """How a test split was made for a model, where these are its data and have none."""
+        has_test = any(name in self.source.splits for name in ROLES["test"])
+        return None if has_test or trained_on.get("id") != self.source.origin["id"] else trained_on.get("split_off")
+
+    def read_test(self, trained_on: Mapping[str, Any]) -> ImageData | StreamingData:
+        """The images to measure a model on."""
+        splits = self.source.splits
+        if self._set_aside(trained_on):
+            self.measures = True
+            return self.read_again(trained_on).test
+        found = {role: name for role in ("test", "validation", "train") for name in reversed(ROLES[role]) if name in splits}
+        name = found.get("test") or found.get("validation") or found.get("train")
+        if name is None and len(splits) > 1:
+            raise DataError(f"expected a split named 'test', got {listed(splits)}; pass a mapping with 'test'.")
+        name = name or next(iter(splits))
+        if name != found.get("test"):
+            self.notes.add(f"no test split: all of the split {name!r} is measured; the model must not have been trained on it")
+        split = splits[name]
+        if not isinstance(split, IterableDataset) and not len(split):
+            raise DataError(f"expected at least one image in the split {name!r}, got none; pass data that have images.")
+        image, label = find_columns({"train": split}, self.arguments, self.notes)
+        note_large_pictures(split, image, self.policy, self.notes)
+        if isinstance(split, IterableDataset):
+            feature = features_of(split)[label]
+            names = self.classes.names_of_stream(feature, label)
+            classes = self.classes.numbers(feature, names)
+            description = describe(self.source.origin, name, self.policy)
+            columns = undecoded(split, image, label)
+            return StreamingData(columns, names, self.policy, image, label, classes=classes, description=description)
+        raw = undecoded(split, label)[:][label]
+        names = self.classes.names(split.features[label], label, {"test": raw})
+        labels = self.classes.labels(raw, split.features[label], label, names, name)
+        return self._images(split, image, labels, names, name)
+
+    def _roles(self) -> dict[str, Any]:
+        """Which split is which; the rest is ignored aloud."""
+        splits = self.source.splits
+        found = {role: [name for name in names if name in splits] for role, names in ROLES.items()}
+        chosen = {role: names[0] for role, names in found.items() if names}
+        if "train" not in chosen:
+            if len(splits) > 1:
+                raise DataError(f"expected a split named 'train', got {listed(splits)}; pass a mapping with 'train' and 'test'.")
+            chosen = {"train": next(iter(splits))}
+            self.notes.add(f"the only split, {chosen['train']!r}, is divided into parts to train, choose and report on")
+        ignored = [str(name) for name in splits if name not in chosen.values()]
+        if ignored:
+            self.notes.add(f"splits that are not used: {', '.join(ignored)}")
+        for role, name in chosen.items():
+            if not isinstance(splits[name], (Dataset, IterableDataset)):
+                raise DataError(f"expected a datasets.Dataset for the {role} split, got {type(splits[name]).__name__}.")
+            if isinstance(splits[name], Dataset) and not len(splits[name]):
+                raise DataError(f"expected images in the {role} split, got none.")
+        return {role: splits[name] for role, name in chosen.items()}
+
+    def _images(self, split: Dataset, column: str, labels: Tensor, names: tuple[str, ...], role: str) -> ImageData:
+        description = describe(self.source.origin, role, self.policy) | {"num_images": len(labels)}
+        return read_pictures(split, column, labels, names, self.policy, role, description)

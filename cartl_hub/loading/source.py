@@ -1,0 +1,201 @@
+"""Where a data set lies: in memory, in a folder, or on the Hub."""
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import huggingface_hub
+from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder as PictureFolder
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from ..data import DataError, listed
+from ..images import ImagePolicy, policy_to_dict
+from .arguments import DataArguments, Notes
+from .columns import undecoded
+
+logger = logging.getLogger(__name__)
+
+ROLES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "testing")}
+_FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+_LOADERS = ("arrow", "csv", "generator", "json", "parquet", "webdataset")  # of datasets, whose name says nothing of the data
+# where the cache of datasets keeps what came from the Hub: owner___name/configuration/version/commit/
+_CACHED = re.compile(r"/(?P<id>[^/]+)/[^/]+/[^/]+/(?P<revision>[0-9a-f]{40})/[^/]+$")
+
+AnyData: TypeAlias = str | Path | Dataset | DatasetDict | IterableDataset | IterableDatasetDict | Mapping[str, Any]
+
+
+@dataclass
+class Source:
+    """An open data set.
+
+    Args:
+        splits: By name, each a ``Dataset`` or an ``IterableDataset``.
+        origin: Id, configuration and revision, as cards and reports state them.
+        location: Of a local one; not a part of what they show.
+    """
+
+    splits: dict[str, Any]
+    origin: dict[str, Any]
+    location: str = ""
+
+
+def open_source(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
+    """Open a data set; its pictures are not read yet.
+
+    Raises:
+        DataError: If there is none.
+    """
+    source = _open(data, arguments, notes)
+    if arguments.id is not None:
+        source.origin["id"] = arguments.id
+    return source
+
+
+def describe(origin: Mapping[str, Any], split: str, policy: ImagePolicy) -> dict[str, Any]:
+    """What reports and lineages say of the images of a split; JSON."""
+    return {**origin, "split": split, "image_policy": policy_to_dict(policy)}
+
+
+def _open(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
+    if isinstance(data, (Dataset, IterableDataset)):
+        data = {"train": data}
+    if isinstance(data, Mapping):
+        if not data:
+            raise DataError("expected at least one split, got an empty mapping.")
+        return Source(dict(data), origin_of(next(iter(data.values()))))
+    if not isinstance(data, (str, Path)):
+        raise DataError(
+            f"expected a datasets.Dataset, a DatasetDict, a Hub id or a folder, got {type(data).__name__}; "
+            "datasets.Dataset.from_dict makes one from arrays."
+        )
+    if not str(data).strip():
+        raise DataError(f"expected a folder, a parquet file or a Hub id, got {str(data)!r}.")
+    path = Path(data).expanduser()
+    if path.exists():
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            splits = _saved(path, arguments.streaming)
+        else:
+            builder, files = _files(path, notes)
+            splits = _load(str(data), builder, data_files=files, streaming=arguments.streaming)
+        return Source(splits, {"id": path.resolve().name}, str(path.resolve()))
+    if str(data).startswith((".", "/", "~")) or str(data).count("/") > 1:
+        raise DataError(f"expected a folder, a parquet file or a Hub id, got {str(data)!r}, which does not exist.")
+    revision = _commit(str(data), arguments.revision)
+    splits = _load(str(data), str(data), name=arguments.config, revision=revision, streaming=arguments.streaming)
+    return Source(splits, {"id": str(data), "config": arguments.config, "revision": revision})
+
+
+def _load(described: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    try:
+        return dict(datasets.load_dataset(*args, **kwargs))
+    except Exception as error:  # the loaders of datasets raise many kinds
+        here = "" if Path(described).exists() else f" (there is no file or folder {described!r} here)"
+        raise DataError(f"the data set {described!r} can't be read{here}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What ``datasets`` says, with what it says of the cause."""
+    if "corresponds to no data" in str(error):
+        return "it holds no pictures"
+    reason = f"{type(error).__name__}: {error}"
+    return f"{reason} ({_reason(error.__cause__)})" if error.__cause__ is not None else reason
+
+
+def _saved(path: Path, streaming: bool) -> dict[str, Any]:
+    """What ``save_to_disk`` wrote."""
+    try:
+        saved: Any = datasets.load_from_disk(str(path))
+    except Exception as error:  # of a folder that lacks files, or holds others
+        raise DataError(f"expected what save_to_disk wrote in {path}: {_reason(error)}; save it again.") from error
+    splits = dict(saved) if isinstance(saved, Mapping) else {"train": saved}
+    return {name: split.to_iterable_dataset() for name, split in splits.items()} if streaming else splits
+
+
+def _files(path: Path, notes: Notes) -> tuple[str, dict[str, Any]]:
+    """Loader of ``datasets`` for a local path, and the files of each split.
+
+    ``datasets`` by itself takes a "train" or "test" anywhere in a path for a split and leaves the other files out: of the
+    classes "boat" and "bullet train" it would read the second one only.
+    """
+    if path.is_file():
+        if path.suffix not in _FILES:
+            raise DataError(f"expected a folder or a file of one of the kinds {', '.join(_FILES)}, got {path}.")
+        return _FILES[path.suffix], {"train": str(path)}
+    files: dict[str, Any] = {}
+    for file in sorted(path.rglob("*.parquet")):
+        words = re.split("[^a-z]+", file.relative_to(path).with_suffix("").as_posix().lower())
+        split = next((split for split, names in ROLES.items() if set(names).intersection(words)), "train")
+        files.setdefault(split, []).append(str(file))
+    if files:
+        return "parquet", files
+    if any(path.rglob("*.arrow")):
+        raise DataError(
+            f"expected pictures, parquet files or what save_to_disk wrote in {path}, got arrow files without its "
+            "state.json or dataset_dict.json; save the data again, or name one file."
+        )
+    folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    named = [name for name in folders if any(name.lower() in names for names in ROLES.values())]
+    unused = [name for name in folders if name not in named]
+    if named and unused:
+        notes.add(f"folders that are not used, as there is {', '.join(named)}: {listed(unused)}")
+    parts = {name.lower(): path / name for name in named} or {"train": path}
+    return "imagefolder", {name: _pictures(part, notes) for name, part in parts.items()}
+
+
+def _pictures(folder: Path, notes: Notes) -> str:
+    """Pattern of the pictures of a split: where there are folders of classes, ``datasets`` would take a picture beside them
+    for a sign that they are none."""
+    inside = [item for item in folder.iterdir() if not item.name.startswith(".")]
+    loose = [item.name for item in inside if item.suffix.lower() in PictureFolder.EXTENSIONS and item.is_file()]
+    classes = any(item.is_dir() for item in inside)
+    if not loose or not classes or any(item.stem == "metadata" for item in inside):
+        return f"{glob.escape(str(folder))}/**"
+    notes.add(f"pictures that are not used, as they lie beside the folders of the classes in {folder.name}: {listed(loose)}")
+    return f"{glob.escape(str(folder))}/*/**"
+
+
+def _commit(hub_id: str, revision: str | None) -> str | None:
+    """The commit that a branch is at now, so that the one that is read is the one that is reported."""
+    try:
+        return huggingface_hub.HfApi().dataset_info(hub_id, revision=revision).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled):  # what the loader makes of it is said
+        return revision
+    except Exception:  # without a network the loader tries for half a minute
+        logger.warning(
+            "the Hub can't be reached for the data set %r, which is no file or folder here; is it in the cache?", hub_id
+        )
+        return revision
+
+
+def origin_of(split: Any) -> dict[str, Any]:
+    """Id of the data that a split was made from, and its revision where that is known."""
+    for file in getattr(split, "cache_files", ()):
+        if match := _CACHED.search(Path(file["filename"]).as_posix()):
+            return {"id": match["id"].replace("___", "/"), "revision": match["revision"]}
+    info = getattr(split, "info", None)
+    name = getattr(info, "dataset_name", None) or getattr(info, "builder_name", None)
+    if name == "imagefolder" and isinstance(split, Dataset):
+        return {"id": _folder_name(split)}
+    return {"id": "data in memory" if name in (None, *_LOADERS) else name}
+
+
+def _folder_name(split: Dataset) -> str:
+    """Of the folder whose folders are the classes, which ``load_dataset("imagefolder", data_dir=...)`` doesn't keep."""
+    column = next((name for name, feature in split.features.items() if isinstance(feature, Image)), None)
+    if column is None or not len(split):
+        return "imagefolder"
+    rows = range(0, len(split), max(1, len(split) // 32))  # files are in order, so that these lie in more than one class
+    pictures = undecoded(split.select(rows), column)[:][column]
+    paths = [Path(picture["path"]) for picture in pictures if picture and picture.get("path")]
+    if not paths or not all(path.is_absolute() for path in paths):
+        return "imagefolder"
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    splits = {name for names in ROLES.values() for name in names}
+    return (folder.parent if folder.name.lower() in splits else folder).name or "imagefolder"
