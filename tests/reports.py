@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from cartl_hub.report import Report
-from cartl_hub.report.results import Accuracy, AttackResult, ClassAccuracy, Curve, Sample, Verdicts, WorstCase
+from cartl_hub.report.figures import Accuracy, AttackResult, ClassAccuracy, Curve, Sample, Verdicts, WorstCase
 
 EPS = 8 / 255
 INLINE = ("a", "b", "bdi", "em", "span")

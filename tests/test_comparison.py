@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cartl_hub.report import Report
 from cartl_hub.report.comparison import Comparison, Difference, compare, comparison_html, save_comparison
-from cartl_hub.report.results import Accuracy, Check, Curve, Verdicts, WorstCase, paired_bootstrap
+from cartl_hub.report.figures import Accuracy, Check, Curve, Verdicts, WorstCase, paired_bootstrap
 
 CHECK = Check("steps", "pass", {}, "Twice the steps change nothing.")
 

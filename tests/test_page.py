@@ -21,8 +21,8 @@ from rich.console import Console
 
 from cartl_hub import files
 from cartl_hub.report import Report, plots, printable
+from cartl_hub.report.figures import Accuracy, AttackResult, Check, ClassAccuracy, Curve, SourceResult, WorstCase
 from cartl_hub.report.page import allowed, chart_lines, of_hundred, plain, report_html, save_report, ticks, verdict
-from cartl_hub.report.results import Accuracy, AttackResult, Check, ClassAccuracy, Curve, SourceResult, WorstCase
 
 HOSTILE = [
     NASTY,

@@ -37,7 +37,7 @@ from cartl_hub import hub as hub_module
 from cartl_hub.card import render_card
 from cartl_hub.folder import CARD, CONFIG, WEIGHTS
 from cartl_hub.publishing import check_publishable, plan
-from cartl_hub.report.results import WorstCase
+from cartl_hub.report.figures import WorstCase
 from cartl_hub.testing import Fault, LocalHub
 from cartl_hub.testing.metadata import card_errors
 from cartl_hub.weights import round_weights

@@ -16,20 +16,18 @@ import cartl_hub
 from cartl_hub.attacks import FGSM, PGD
 from cartl_hub.evaluation import evaluate
 from cartl_hub.report import Report
-from cartl_hub.report.results import (
-    SCHEMA,
+from cartl_hub.report.figures import (
     Accuracy,
     Check,
     ClassAccuracy,
     Curve,
     SourceResult,
     WorstCase,
-    eps_text,
     paired_bootstrap,
-    plain_json,
-    text,
     wilson_interval,
 )
+from cartl_hub.report.results import SCHEMA, plain_json
+from cartl_hub.report.words import eps_text, text
 
 CHECK = Check("steps", "warn", {"difference": 0.1}, "Twice the steps break more.", "Run more steps.", 40)
 SOURCE = SourceResult("wrn.source", "somebody/else", "Linf 8/255", Accuracy(80, 100), Accuracy(40, 100), ("PGD-20",))
@@ -165,11 +163,11 @@ def test_source_is_told_in_the_threat_model_of_the_target():
     source = make_report()
     second = WorstCase(7, 40, "L2", 0.5, ("PGD-20",))
     source = replace(source, worst_case=source.worst_case | {"L2 0.5": second})
-    found = SourceResult.from_results(source, "L2 0.5")
+    found = source.as_source("L2 0.5")
     assert (found.id, found.data, found.threat, found.robust.correct, found.attacks, found.num_images) == (
         *("wrn.toy", "somebody/toy", "L2 0.5", 7, ("PGD-20",), 40),
     )
-    assert SourceResult.from_results(source, "Linf 4/255").threat == "Linf 8/255"
+    assert source.as_source("Linf 4/255").threat == "Linf 8/255"
 
 
 # JSON

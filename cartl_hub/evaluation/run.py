@@ -32,7 +32,6 @@ from ..report import (
     Report,
     Results,
     Sample,
-    SourceResult,
     Verdicts,
     WorstCase,
     eps_text,
@@ -326,7 +325,7 @@ class _Run:
             checks=(*self.checks.values(), again),
             dropped=tuple(self.dropped),
             samples=self._samples(begun),
-            source=None if source is None else SourceResult.from_results(source, next(iter(worst_case))),
+            source=None if source is None else source.as_source(next(iter(worst_case))),
         )
 
     def _result(self, stage: Stage) -> AttackResult:

@@ -12,8 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from ..files import write_files
+from .figures import Accuracy, paired_bootstrap
 from .page import chart_lines, plain, render
-from .results import Accuracy, Results, paired_bootstrap
+from .results import Results
 
 _DATA = ("revision", "index_hash", "fingerprint")  # they tell data apart where both reports state them
 

@@ -19,7 +19,9 @@ from rich.text import Text
 
 from ..files import write_files
 from . import plots
-from .results import FILES, AttackResult, Check, Curve, Results, WorstCase, eps_text, few_made, printable, text
+from .figures import AttackResult, Check, Curve, WorstCase
+from .results import FILES, Results
+from .words import eps_text, few_made, printable, text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCALED_UP = 96  # images of fewer pixels a side are shown with square pixels

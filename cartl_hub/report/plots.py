@@ -10,7 +10,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .results import Accuracy, AttackResult, Curve, Results, WorstCase, printable
+from .figures import Accuracy, AttackResult, Curve, WorstCase
+from .results import Results
+from .words import printable
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
 BLUE, ORANGE, VERMILION, BLACK, GREY = "#0072B2", "#E69F00", "#D55E00", "#1a1a1a", "#767676"

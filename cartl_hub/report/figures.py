@@ -1,0 +1,277 @@
+"""What was measured, as data: counts with their intervals, checks, and verdicts per image."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from .words import eps_text, percent, text, threat_text
+
+
+def wilson_interval(correct: int, num_images: int) -> tuple[float, float]:
+    """95% interval of a proportion (Wilson, 1927), in [0, 1]; (0, 1) for no images."""
+    if not num_images:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    share, weight = correct / num_images, z * z / num_images
+    middle = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / num_images + weight / (4 * num_images)) / (1 + weight)
+    # at the ends rounding would exclude what was measured
+    return (0.0 if correct == 0 else middle - half), (1.0 if correct == num_images else middle + half)
+
+
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, num_samples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """Difference of two accuracies on the same images, with its 95% bootstrap interval over images.
+
+    Args:
+        a: Verdicts, bool [N].
+        b: Verdicts on the same images in the same order.
+        num_samples: Bootstrap samples.
+        seed: Of the samples.
+
+    Returns:
+        Accuracy of ``a`` minus that of ``b``, and the ends of the interval, in [-1, 1].
+
+    Raises:
+        ValueError: If the verdicts can't be paired.
+    """
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"expected verdicts on the same images, [N] each with N >= 1; got {list(a.shape)} and {list(b.shape)}.")
+    won, lost = int((a & ~b).sum()), int((b & ~a).sum())
+    # resampling images is drawing from three kinds of them
+    counts = np.random.default_rng(seed).multinomial(len(a), np.array([won, lost, len(a) - won - lost]) / len(a), num_samples)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / len(a), [0.025, 0.975])
+    return (won - lost) / len(a), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of images that are classified correctly."""
+
+    correct: int
+    num_images: int
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]."""
+        return self.correct / self.num_images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% Wilson interval, in [0, 1]."""
+        return wilson_interval(self.correct, self.num_images)
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.1%} ({self.interval_text})"
+
+    @property
+    def interval_text(self) -> str:
+        """E.g. "52.2 to 54.2%"."""
+        low, high = map(percent, self.interval)
+        return f"{low} to {high}%"
+
+
+@dataclass(frozen=True)
+class AttackResult(Accuracy):
+    """Share of images that stand after an attack: classified correctly before it, and broken neither by it nor by an attack
+    that ran before it on the same images.
+
+    Args:
+        attack: Its settings, with its class under "name".
+        attacked: Images that it ran on.
+        rejected: Images that it moved out of [0, 1] or the ball; they count as not broken.
+        alone: The figure is the attack's own, as it had every correctly classified image; a longer run of the same attack has
+            the shorter one's result and needs only the images that stood it. Otherwise it ran on what other attacks had left,
+            and the figure is cumulative.
+        seconds: Wall time.
+        passes: Images that went through the model, with or without a gradient.
+    """
+
+    attack: dict[str, Any]
+    attacked: int
+    rejected: int = 0
+    alone: bool = True
+    seconds: float | None = field(default=None, compare=False)
+    passes: int | None = None
+
+    @property
+    def threat(self) -> str:
+        """E.g. "Linf 8/255"."""
+        return threat_text(self.attack["norm"], self.attack["eps"])
+
+    @property
+    def settings(self) -> str:
+        """Everything but the threat model, for people."""
+        shown = {key: value for key, value in self.attack.items() if key not in ("name", "norm", "eps")}
+        if "step_size" in shown:
+            shown["step_size"] = eps_text(self.attack["norm"], shown["step_size"])
+        return ", ".join(f"{key.replace('_', ' ')} {text(value)}" for key, value in shown.items()) or "one step"
+
+
+@dataclass(frozen=True)
+class WorstCase(Accuracy):
+    """Share of images that no attack of a threat model broke.
+
+    Args:
+        norm: Of the ball.
+        eps: Its radius, in pixel units of [0, 1].
+        attacks: Names of the attacks in it; those of smaller radius belong to it.
+    """
+
+    norm: str
+    eps: float
+    attacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against the radius of an attack.
+
+    Args:
+        norm: Of the ball.
+        eps: Radii, from 0 upwards.
+        correct: Images that stood every radius up to this one.
+        num_images: That it was measured on, evenly spaced over those of the report.
+        attack: Its settings.
+        mean_eps: Radius up to which the mean is taken.
+    """
+
+    norm: str
+    eps: tuple[float, ...]
+    correct: tuple[int, ...]
+    num_images: int
+    attack: dict[str, Any]
+    mean_eps: float
+
+    @property
+    def accuracy(self) -> tuple[float, ...]:
+        return tuple(correct / self.num_images for correct in self.correct)
+
+    @property
+    def intervals(self) -> list[tuple[float, float]]:
+        """95% Wilson interval at each radius."""
+        return [wilson_interval(correct, self.num_images) for correct in self.correct]
+
+    @property
+    def mean_eps_text(self) -> str:
+        """E.g. "8/255"."""
+        return eps_text(self.norm, self.mean_eps)
+
+    @property
+    def mean(self) -> float:
+        """Mean over [0, ``mean_eps``] by the trapezoid rule: "expected robustness" (Ngnawe et al., ICLR 2026)."""
+        inner = [eps for eps in self.eps if eps < self.mean_eps]
+        radii = np.array([*inner, self.mean_eps])
+        heights = np.interp(radii, self.eps, self.accuracy)
+        if self.mean_eps == 0:
+            return float(heights[0])
+        return float((np.diff(radii) * (heights[1:] + heights[:-1]) / 2).sum() / self.mean_eps)
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Counts of one class: its images, those right when clean, those that no attack of the first threat model broke."""
+
+    name: str
+    num_images: int
+    clean_correct: int
+    robust_correct: int
+
+    @property
+    def clean(self) -> Accuracy:
+        return Accuracy(self.clean_correct, self.num_images)
+
+    @property
+    def robust(self) -> Accuracy:
+        return Accuracy(self.robust_correct, self.num_images)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether the numbers can be trusted, from one point of view.
+
+    Args:
+        name: Of the check.
+        status: What came out; "skipped" if it could not be made, or a budget left it out.
+        figures: Numbers it rests on; JSON.
+        meaning: A sentence for people.
+        remedy: What to do; empty where nothing is to be done.
+        num_images: That it was made on.
+    """
+
+    name: str
+    status: Literal["pass", "warn", "fail", "skipped"]
+    figures: dict[str, Any]
+    meaning: str
+    remedy: str = ""
+    num_images: int = 0
+
+
+@dataclass(frozen=True)
+class SourceResult:
+    """What the report of the source says, from which the model was fine-tuned.
+
+    Args:
+        id: Of the source.
+        data: Id of the data that the source was measured on.
+        threat: Threat model of its robust accuracy, e.g. "Linf 8/255".
+        clean: On images that aren't attacked.
+        robust: In the worst case of the threat model.
+        attacks: That its robust accuracy stands against.
+    """
+
+    id: str
+    data: str
+    threat: str
+    clean: Accuracy
+    robust: Accuracy
+    attacks: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        return self.clean.num_images
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """Per image, in the order in which they were read.
+
+    Args:
+        indices: Position in the data, int64 [N].
+        labels: True classes, int64 [N].
+        correct: "clean" and each attack to bool [N]: classified correctly, for attacks also after it and those before it on
+            the same images.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    correct: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An image that an attack broke.
+
+    Args:
+        index: Position in the data.
+        label: True class, which is what the model says of the clean image.
+        predicted: Class that the model sees in the adversarial image.
+        attack: Name of the attack.
+        image: [C, H, W] in [0, 1].
+        adversarial: [C, H, W] in [0, 1].
+    """
+
+    index: int
+    label: int
+    predicted: int
+    attack: str
+    image: np.ndarray
+    adversarial: np.ndarray
+
+    @property
+    def perturbation(self) -> np.ndarray:
+        """Stretched to [0, 1]; 0.5 is no change."""
+        delta = self.adversarial - self.image
+        return 0.5 + delta / max(2 * float(np.abs(delta).max()), 1e-12)
