@@ -6,7 +6,6 @@ a run that was killed and resumed ends with the weights of one that was not, bit
 
 import copy
 import csv
-import json
 import logging
 import math
 import time
@@ -35,7 +34,17 @@ from ..spectral import plain_state_dict
 from ..weights import content_hash
 from .arguments import TrainingArguments
 from .cache import CachedFeatures, FrozenPrefix, cached_features, check_cache
-from .checkpoint import BEST, CHECKPOINT, TrainingError, read_checkpoint, under, write_checkpoint
+from .checkpoint import (
+    BEST,
+    CHECKPOINT,
+    TrainingError,
+    load_optimizer_state,
+    optimizer_state,
+    read_checkpoint,
+    under,
+    write_checkpoint,
+)
+from .fingerprint import differences, fingerprint
 from .result import Result, Validation
 
 logger = logging.getLogger(__name__)
@@ -139,7 +148,7 @@ class _Run:
             check_cache(self.model, method, bn, data, world)
         self.features: CachedFeatures | None = None
         self.result = Result(num_steps=self.num_steps, device=_device_name(self.accelerator.device))
-        self.fingerprint = _fingerprint(method, bn, arguments, data, self.validation, self.model)
+        self.fingerprint = fingerprint(method, bn, arguments, data, self.validation, self.model)
         self.checkpoint: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.best_state: dict[str, Tensor] | None = None
         self.losses: list[tuple[int, float, float]] = []
@@ -559,13 +568,8 @@ class _Run:
         if self.accelerator.is_main_process:
             tensors = {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
             tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
-            scalars: dict[str, Any] = {}
-            for index, state in optimizer.state_dict()["state"].items():
-                for name, value in state.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer.{index}.{name}"] = value
-                    elif value is not None:
-                        scalars[f"{index}.{name}"] = value
+            moments, scalars = optimizer_state(optimizer)
+            tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
             result = vars(self.result) | {
                 "steps": step,
                 "validations": [vars(found) for found in self.result.validations],
@@ -587,7 +591,7 @@ class _Run:
         if now["weights"] == record["end_weights"]:
             different = [key for key in different if key != "weights"]
         if different:
-            pairs = "; ".join(line for key in different for line in _differences(key, saved.get(key), now[key]))
+            pairs = "; ".join(line for key in different for line in differences(key, saved.get(key), now[key]))
             raise ValueError(
                 f"expected the arguments with which {self._checkpoint_path} was begun, got others ({pairs}). "
                 "Use the same ones, or another output_dir, or begin anew with resume=False (in the shell --output, --fresh)."
@@ -614,12 +618,7 @@ class _Run:
         task.load_state_dict(under("task.", tensors))
         if self.average is not None:
             self.average = {name: tensor.to(device) for name, tensor in under("average.", tensors).items()}
-        state: dict[int, dict[str, Any]] = {}
-        entries = under("optimizer.", tensors) | progress["optimizer"]
-        for name, value in entries.items():
-            index, _, entry = name.partition(".")
-            state.setdefault(int(index), {})[entry] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        load_optimizer_state(optimizer, under("optimizer.", tensors) | progress["optimizer"])
         self._restore_result()
         if self.result.best is not None and (self.arguments.load_best or self._single_step):
             assert self.folder is not None
@@ -661,42 +660,6 @@ def _accelerator(arguments: TrainingArguments, folder: Path | None) -> Accelerat
             f"one made before. Make it with mixed_precision='no' (training casts by itself: precision={arguments.precision!r}), "
             "or train in another process."
         ) from error
-
-
-def _fingerprint(
-    method: Method,
-    bn: BatchNormPolicy,
-    arguments: TrainingArguments,
-    data: Data,
-    validation: ImageData | None,
-    model: Classifier,
-) -> dict[str, Any]:
-    """What a run must have in common with the one it continues."""
-    free: tuple[str, ...] = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
-    if arguments.cache is None or (arguments.cache.views is None and arguments.cache.dtype == "fp32"):
-        free += ("cache",)
-    chosen = {key: value for key, value in to_dict(arguments).items() if key not in free}
-    return json.loads(
-        json.dumps(
-            {
-                "method": to_dict(method),
-                "bn": to_dict(bn),
-                "arguments": chosen,
-                "architecture": [model.architecture, model.num_classes, model.model_args],
-                "data": data.fingerprint() if isinstance(data, ImageData) else data.description.get("fingerprint"),
-                "validation": None if validation is None else validation.fingerprint(),
-                "weights": content_hash(model.state_dict()),
-            }
-        )
-    )
-
-
-def _differences(key: str, then: Any, now: Any) -> list[str]:
-    """What differs, with the entries of a mapping told apart."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-        return [line for name in names for line in _differences(f"{key}.{name}", then.get(name), now.get(name))]
-    return [f"{key}: then {then}, now {now}"]
 
 
 def _device_name(device: torch.device) -> str:
