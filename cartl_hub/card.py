@@ -93,11 +93,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         repo_id: Id on the Hub under which the card says that it is loaded; by default the name of a bundled model, or the path
             of the folder.
     """
-    lineage = model.lineage | {
-        key: _one_line(model.lineage[key])
-        for key in ("source", "data", "licence", "name", "title", "command", "remarks", "imported", "versions", "notes")
-        if key in model.lineage
-    }
+    lineage = _one_line(model.lineage)
     name = lineage.get("name", model.architecture)
     data, source, method = lineage.get("data", {}), lineage.get("source"), lineage.get("method", {})
     loaded_as = name if name in bundled_models() | untrained_recipes() else "path/to/this/folder"
@@ -139,8 +135,8 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         robust=robust,
         sentence=_one_line(report.sentence) if report else None,
         command=_one_line((report.context.get("command") if report else None) or "cartl_hub.evaluate"),
-        environment=_environment(report) if report else None,
-        checks=_checks_lines(report) if report else [],
+        environment=_one_line(_environment(report)) if report else None,
+        checks=_one_line(_checks_lines(report)) if report else [],
         pictures=report is not None and report.curve is not None,
         imported="imported" in lineage,
         classifier=describe_classifier(lineage),
@@ -153,6 +149,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         data_licence=data.get("licence", "that of the data set"),
         citations=[text for names, text in CITATIONS if not _names(method).isdisjoint(names)],
         percent=percent,
+        plain=_one_line,
     )
     return card.content.rstrip() + "\n"
 

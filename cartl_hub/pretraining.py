@@ -96,6 +96,8 @@ def pretrain(
         "command": command,
         "notes": [*splits.notes, *filter(None, [describe_classifier(model.lineage)])],
     }
+    if not resume:
+        shutil.rmtree(output_dir / "evaluation", ignore_errors=True)  # of the weights before
     threat = record["threat_model"]
     if attacks is None and threat is not None and threat["norm"] == "L2":
         attacks = default_attacks(l2_eps=threat["eps"], norm="L2")

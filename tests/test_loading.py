@@ -622,6 +622,27 @@ def test_a_damaged_parquet_file_with_what_is_wrong(tmp_path):
         read(tmp_path / "train.parquet")
 
 
+def test_rows_name_pictures_in_the_folder_of_the_data_only(tmp_path):
+    root = tmp_path / "data"
+    (root / "pictures").mkdir(parents=True)
+    paths = [root / "pictures" / f"{row}.png" for row in range(10)]
+    for path, image in zip([*paths, tmp_path / "other.png"], pixels(11), strict=True):
+        Picture.fromarray(image).save(path)
+
+    def written(last: str) -> Path:
+        names = [f"pictures/{row}.png" for row in range(9)] + [last]
+        rows = [{"image": {"bytes": None, "path": name}, "label": "ab"[row % 2]} for row, name in enumerate(names)]
+        (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return root / "rows.jsonl"
+
+    splits = read(written(str(paths[9])))
+    found = images_of(splits.train, splits.validation, splits.test)
+    assert sorted(found) == sorted(tuple(image.transpose(2, 0, 1).flatten().tolist()) for image in pixels(11)[:10])
+    for elsewhere in ("../other.png", str(tmp_path / "other.png"), "ftp://127.0.0.1/x.png", "http://127.0.0.1/x.png"):
+        with pytest.raises(DataError, match=r"row 9 of the train split: expected a picture inside .*data, got the path"):
+            read(written(elsewhere))
+
+
 def test_no_name_of_data():
     with pytest.raises(DataError, match="expected a folder, a parquet file or a Hub id, got ''"):
         read("")
@@ -855,6 +876,14 @@ def test_what_a_model_is_measured_on():
     assert "the model must not have been trained on it" in notes[0]
     only, notes = load_test_split(DatasetDict(test=table(9)), POLICY)
     assert (len(only), notes) == (9, ())
+    renamed = trained.train.description | {"id": "me/other"}
+    aside, notes = load_test_split(lone, POLICY, trained_on=renamed)  # known by its images
+    assert torch.equal(aside.images, trained.test.images)
+    assert len(notes) == 1
+    again = load_splits(lone, POLICY, trained_on=renamed)
+    assert torch.equal(again.test.images, trained.test.images)
+    for others in (table(30, seed=1), table(33)):  # other images, and another number of them
+        assert len(load_test_split(others, POLICY, trained_on=renamed)[0]) == len(others)
     with pytest.raises(DataError, match="the data have changed since"):
         load_test_split(table(33), POLICY, trained_on=trained.train.description)
 

@@ -68,6 +68,17 @@ def test_killed_and_resumed_run_ends_with_the_same_file(run, tmp_path):
     assert (tmp_path / "killed" / "losses.csv").read_text() == (tmp_path / "whole" / "losses.csv").read_text()
 
 
+def test_processes_that_are_killed_and_resumed_measure_the_same(tmp_path):
+    """Each process has batch statistics of its own, of which the main process's are measured and saved."""
+    assert start(tmp_path / "whole", "neft", processes=2).returncode == 0
+    assert start(tmp_path / "killed", "neft", "--die-at", 6, processes=2).returncode != 0
+    finished = start(tmp_path / "killed", "neft", processes=2)
+    assert finished.returncode == 0, finished.stderr
+    whole, killed = ((tmp_path / name / "validations.json").read_text() for name in ("whole", "killed"))
+    assert whole == killed
+    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
+
+
 def test_resuming_a_finished_run_returns_its_result(wrn, data, tmp_path):
     first = train(wrn, FineTuning(), data, validation=data, arguments=arguments(), output_dir=tmp_path)
     again = make_model("wrn10_1")

@@ -4,6 +4,7 @@ python tests/train_script.py FOLDER METHOD [--die-at STEP | --die-in-write NUMBE
 """
 
 import argparse
+import json
 import os
 import signal
 from pathlib import Path
@@ -25,7 +26,9 @@ from cartl_hub import (
     SimCLR,
 )
 from cartl_hub.folder import save_model
+from cartl_hub.processes import gather
 from cartl_hub.training import Schedule, TrainingArguments, checkpoint, loop, train
+from cartl_hub.weights import content_hash
 
 ATTACK = PGD(eps=8 / 255, step_size=4 / 255, steps=2)
 RUNS = {
@@ -92,6 +95,8 @@ def main() -> None:
         resume=True,
     )
     assert result.steps == result.num_steps
+    assert len(set(gather(content_hash(model.state_dict())))) == 1  # the same model in every process
+    (options.folder / "validations.json").write_text(json.dumps([vars(found) for found in result.validations]))
     save_model(model, options.folder / "model")
 
 

@@ -7,6 +7,7 @@ not be written costs nothing; then another evaluation may take its place.
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,8 +127,10 @@ class Journal:
     def _write(self, path: Path, content: bytes) -> None:
         if self.durable:
             write_file(path, content)
-        else:
-            path.write_bytes(content)
+        else:  # another process may be reading it
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            partial.write_bytes(content)
+            partial.replace(path)
 
     def _path(self, stage: str, entry: Entry) -> Path:
         return self.folder / f"{stage}.{int(entry.positions[0]):012d}.safetensors"

@@ -1,6 +1,7 @@
 """Clean and robust accuracy of a model."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from ..attacks.attack import Norm
 from ..config import to_dict
 from ..data import ImageData
 from ..models import Classifier
-from ..processes import environment, place
+from ..processes import environment, gather, place
 from ..randomness import SEEDS
 from ..ranges import check_whole
 from ..report import (
@@ -173,6 +174,8 @@ def evaluate(
         "transfer_source": None if transfer_source is None else weights_digest(transfer_source),
         "seed": seed,
     }
+    if len(set(gather(json.dumps(identity)))) > 1:
+        raise ValueError("expected the same model, attacks and settings in all processes, got others in some of them.")
     if resume is not None:
         refuse_other(resume, identity)  # before the data are read, which may take long
     with ExitStack() as stack:

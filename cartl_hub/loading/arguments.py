@@ -89,8 +89,11 @@ class DataArguments:
 
 
 class Notes(list[str]):
-    """What was decided for the user; also said in the log."""
+    """What was decided for the user; also said in the log, but where it is only tried out."""
+
+    quiet = False
 
     def add(self, text: str, level: int = logging.WARNING) -> None:
         self.append(text)
-        logger.log(level, text)
+        if not self.quiet:
+            logger.log(level, text)

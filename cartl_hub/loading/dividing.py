@@ -53,7 +53,7 @@ def divide(parts: dict[str, ImageData], arguments: DataArguments, notes: Notes, 
     if missing:
         notes.add(f"no training image of {len(missing)} of {len(train.label_names)} classes: {listed(missing)}")
     if set_aside := parts["test"].description.get("index_hash"):
-        train.description["split_off"] = split_off(arguments, index_hash=set_aside, pixels=_pixel_hash(parts["test"]))
+        train.description["split_off"] = split_off(arguments, index_hash=set_aside, pixels=pixel_hash(parts["test"]))
     train.description["fingerprint"] = train.fingerprint()
     return Splits(train, parts["validation"], parts["test"], tuple(notes))
 
@@ -83,7 +83,7 @@ def split_off(arguments: DataArguments, **known: str | None) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names} | known
 
 
-def _pixel_hash(data: ImageData, most: int = 64) -> str:
+def pixel_hash(data: ImageData, most: int = 64) -> str:
     """Of images evenly spaced over the data."""
     chosen = torch.linspace(0, len(data) - 1, min(len(data), most)).long()
     return hashlib.sha256(data.get(chosen).cpu().contiguous().numpy().data).hexdigest()[:16]

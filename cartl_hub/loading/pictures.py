@@ -2,9 +2,10 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ def read_pictures(
     policy: ImagePolicy,
     role: str,
     description: dict[str, Any],
+    root: Path | None = None,
 ) -> ImageData:
     """The images of a split: in memory, or, where they are many, decoded when they are drawn.
 
@@ -38,14 +40,12 @@ def read_pictures(
         names: Of the classes.
         role: Of the split, for messages.
         description: Of the split.
+        root: Folder in which pictures must lie that rows name by a path.
 
     Raises:
         DataError: If a picture can't be decoded; the message names its row.
     """
-    source, feature = undecoded(split, column), split.features[column]
-    if isinstance(feature, (Array2D, Array3D)):
-        source = source.with_format("numpy", dtype=feature.dtype)
-    decode = Decoder(source, column, policy, role)
+    decode = Decoder.of(split, column, policy, role, root)
     shape = (len(labels), policy.num_channels, *policy.size)
     if math.prod(shape) > IN_MEMORY_BYTES:
         return ImageData(labels, names, decode, policy, description, workers=min(8, os.cpu_count() or 1))
@@ -65,6 +65,14 @@ class Decoder:
     column: str
     policy: ImagePolicy
     role: str
+    root: Path | None = None
+
+    @classmethod
+    def of(cls, split: Dataset, column: str, policy: ImagePolicy, role: str, root: Path | None = None) -> "Decoder":
+        source, feature = undecoded(split, column), split.features[column]
+        if isinstance(feature, (Array2D, Array3D)):
+            source = source.with_format("numpy", dtype=feature.dtype)
+        return cls(source, column, policy, role, root)
 
     def __call__(self, rows: Sequence[int]) -> Tensor:
         """[B] -> [B, C, H, W].
@@ -76,10 +84,28 @@ class Decoder:
         images = []
         for row, picture in zip(rows, batch[self.column], strict=True):
             try:
-                images.append(self.policy(picture))
+                images.append(self.policy(picture if self.root is None else _inside(picture, self.root)))
             except ValueError as error:
                 raise DataError(f"row {row} of the {self.role} split: {error} Remove or repair it.") from error
         return torch.stack(images)
+
+
+def _inside(picture: Any, root: Path) -> Any:
+    """A picture that a row names by a path, as a file in the folder of the data: a file of rows that somebody else wrote must
+    not make this machine open others, or a connection.
+
+    Raises:
+        ValueError: If it lies elsewhere.
+    """
+    path = picture
+    if isinstance(picture, Mapping) and picture.get("bytes") is None:
+        path = picture.get("path")
+    if not isinstance(path, str):
+        return picture
+    found = (root / path).resolve()
+    if "://" in path or not found.is_relative_to(root):
+        raise ValueError(f"expected a picture inside {root}, got the path {path!r}.")
+    return found
 
 
 def note_large_pictures(split: Any, column: str, policy: ImagePolicy, notes: Notes) -> None:

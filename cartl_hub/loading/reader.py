@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..data import DataError, ImageData, StreamingData, UnknownClassError, listed
 from ..images import ImagePolicy
+from ..sampling import index_hash, stratified_split
 from .arguments import DataArguments, Notes, Splits
 from .classes import Classes
 from .columns import features_of, find_columns, undecoded
-from .dividing import divide
-from .pictures import note_large_pictures, read_pictures
+from .dividing import divide, pixel_hash
+from .pictures import Decoder, note_large_pictures, read_pictures
 from .source import ROLES, AnyData, Source, describe, open_source
 from .streams import divide_stream
 
@@ -130,8 +131,34 @@ class _Reader:
 
     def _set_aside(self, trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
         """How a test split was made for a model, where these are its data and have none."""
-        has_test = any(name in self.source.splits for name in ROLES["test"])
-        return None if has_test or trained_on.get("id") != self.source.origin["id"] else trained_on.get("split_off")
+        set_aside = trained_on.get("split_off")
+        if set_aside is None or any(name in self.source.splits for name in ROLES["test"]):
+            return None
+        return set_aside if trained_on.get("id") == self.source.origin["id"] or self._recognised(set_aside) else None
+
+    def _recognised(self, set_aside: Mapping[str, Any]) -> bool:
+        """Whether these are, under another name, the data of which a part was set aside: its indices and pixels tell."""
+        if set_aside.get("index_hash") is None or set_aside.get("pixels") is None:
+            return False
+        notes = Notes()
+        notes.quiet = True
+        trial = replace(self, classes=replace(self.classes, notes=notes), notes=notes)
+        try:
+            split = trial._roles()["train"]
+            if isinstance(split, IterableDataset):
+                return False
+            image, label = find_columns({"train": split}, self.arguments, notes)
+            raw = undecoded(split, label)[:][label]
+            names = trial.classes.names(split.features[label], label, {"train": raw})
+            labels = trial.classes.labels(raw, split.features[label], label, names, "train")
+            seed = set_aside.get("test_seed", set_aside["seed"])
+            _, held = stratified_split(labels, set_aside["test_share"], seed)
+            if index_hash(held) != set_aside["index_hash"]:
+                return False
+            decode = Decoder.of(split, image, self.policy, "train", self.source.root)
+            return pixel_hash(ImageData(labels, names, decode, self.policy).subset(held)) == set_aside["pixels"]
+        except DataError:  # reading reports it
+            return False
 
     def read_test(self, trained_on: Mapping[str, Any]) -> ImageData | StreamingData:
         """The images to measure a model on."""
@@ -185,4 +212,4 @@ class _Reader:
 
     def _images(self, split: Dataset, column: str, labels: Tensor, names: tuple[str, ...], role: str) -> ImageData:
         description = describe(self.source.origin, role, self.policy) | {"num_images": len(labels)}
-        return read_pictures(split, column, labels, names, self.policy, role, description)
+        return read_pictures(split, column, labels, names, self.policy, role, description, self.source.root)

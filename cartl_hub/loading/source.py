@@ -39,11 +39,13 @@ class Source:
         splits: By name, each a ``Dataset`` or an ``IterableDataset``.
         origin: Id, configuration and revision, as cards and reports state them.
         location: Of a local one; not a part of what they show.
+        root: Folder of files whose rows may name pictures by a path.
     """
 
     splits: dict[str, Any]
     origin: dict[str, Any]
     location: str = ""
+    root: Path | None = None
 
 
 def open_source(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
@@ -80,11 +82,13 @@ def _open(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
     path = Path(data).expanduser()
     if path.exists():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            splits = _saved(path, arguments.streaming)
+            splits, root = _saved(path, arguments.streaming), None
         else:
             builder, files = _files(path, notes)
             splits = _load(str(data), builder, data_files=files, streaming=arguments.streaming)
-        return Source(splits, {"id": path.resolve().name}, str(path.resolve()))
+            folder = path.resolve() if path.is_dir() else path.resolve().parent
+            root = None if builder == "imagefolder" else folder
+        return Source(splits, {"id": path.resolve().name}, str(path.resolve()), root)
     if str(data).startswith((".", "/", "~")) or str(data).count("/") > 1:
         raise DataError(f"expected a folder, a parquet file or a Hub id, got {str(data)!r}, which does not exist.")
     revision = _commit(str(data), arguments.revision)

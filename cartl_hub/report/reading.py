@@ -23,7 +23,7 @@ def read_content(path: Path) -> dict[str, Any]:
         raise ValueError(f"expected a report in {path}, which does not exist.") from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"expected a report of cartl_hub in {path}, got something else ({error!r}).") from error
-    if version not in (1, SCHEMA_VERSION):
+    if isinstance(version, bool) or version not in (1, SCHEMA_VERSION):
         raise ValueError(f"expected a report of schema version 1 or {SCHEMA_VERSION} in {path}, got {version}; update cartl_hub.")
     try:
         # as it is written: without NaN, and encodable

@@ -1,8 +1,7 @@
 """All that was measured of a model, also as the JSON that ``report.schema.json`` describes."""
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..config import to_dict
+from .contradictions import contradictions
 from .figures import Accuracy, AttackResult, Check, ClassAccuracy, Curve, Sample, SourceResult, Verdicts, WorstCase
 from .reading import SCHEMA, SCHEMA_VERSION, damaged, read_content
 from .words import text
@@ -172,39 +172,9 @@ class Results:
         """
         path = Path(folder) / "report.json"
         report = cls.from_json(read_content(path))
-        if contradiction := next(report._contradictions(), None):
+        if contradiction := next(contradictions(report), None):
             raise damaged(path, contradiction)
         return report
-
-    def _contradictions(self) -> Iterator[str]:
-        """What can't be, where somebody else wrote the figures: a count that is not that of the verdicts, above all."""
-        rows, classes, curve = self.verdicts.correct, len(self.label_names), self.curve
-        in_worst_cases = {name for worst in self.worst_case.values() for name in worst.attacks}
-        if rows.keys() != {"clean", *self.attacks} or not in_worst_cases <= self.attacks.keys():
-            yield f"per_image: expected verdicts of clean images and of {len(self.attacks)} attacks, with all of worst_case"
-            return
-        columns = (self.verdicts.indices, self.verdicts.labels, *rows.values())
-        if {len(column) for column in columns} != {self.num_images}:
-            yield f"per_image: expected entries for {self.num_images} images"
-            return
-        if len(self.per_class) != classes or self.verdicts.labels.max() >= classes:
-            yield f"per_class: expected a row for each of the classes, got {len(self.per_class)}"
-        verdicts = rows | {threat: self.standing(threat) for threat in self.worst_case}
-        figures = {"clean": self.clean} | self.attacks | self.worst_case
-        for name, result in figures.items():
-            if (found := int(verdicts[name].sum())) != result.correct or result.num_images != self.num_images:
-                got = f"{result.correct} of {result.num_images}"
-                yield f"{name}: expected {found} of {self.num_images} images, as in per_image, got {got}"
-        for result in (self.source.clean, self.source.robust) if self.source else ():
-            if not 0 < result.num_images >= result.correct:
-                yield f"source: expected a share of images, got {result.correct} of {result.num_images}"
-        if curve and not (
-            len(curve.eps) == len(curve.correct)
-            and all(low < high for low, high in itertools.pairwise(curve.eps))
-            and curve.mean_eps <= curve.eps[-1]
-            and 0 < curve.num_images >= max(curve.correct)
-        ):
-            yield "curve: expected a share of images at each of growing radii, of which the last is not below mean_eps"
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the samples, with accuracies and intervals written out."""

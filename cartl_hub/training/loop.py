@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -526,7 +526,11 @@ class _Run:
         return min(self.result.timing, key=self.result.timing.__getitem__)
 
     def _current_state(self, task: Task) -> dict[str, Tensor]:
-        return plain_state_dict(task.model) if self.average is None else self.average
+        """The main process's, in every process: each has batch statistics of its own part of the batches."""
+        state = plain_state_dict(task.model) if self.average is None else self.average
+        if self.accelerator.num_processes == 1:
+            return state
+        return broadcast({name: tensor.detach().clone() for name, tensor in state.items()})
 
     def _final_state(self, task: Task) -> dict[str, Tensor]:
         overfitted = (self.result.stopped or "").startswith("catastrophic")
