@@ -355,6 +355,7 @@ def _lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
 
 def _eval_results(report: Report) -> list[EvalResult]:
     """For the model-index of the Hub; the attack is part of the metric's name, as the Hub groups by data set."""
+    data = printable(str(report.data.get("id", "unknown")))
     measured = [("accuracy", report.clean.accuracy)]
     measured += [
         (f"robust accuracy, {name} ({result.threat}{'' if result.alone else ', cumulative'})", result.accuracy)
@@ -364,11 +365,11 @@ def _eval_results(report: Report) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type=str(report.data.get("id", "unknown")),
-            dataset_name=str(report.data.get("id", "unknown")),
-            dataset_split=str(report.data.get("split", "test")),
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split=printable(str(report.data.get("split", "test"))),
             metric_type="accuracy",
-            metric_name=name,
+            metric_name=printable(name),
             metric_value=round(100 * accuracy, 2),
         )
         for name, accuracy in measured

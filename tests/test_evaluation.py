@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from cartl_hub.attacks import APGD, APGDT, FABT, FGSM, NFGSM, PGD, Attack, Noise, Square
 from cartl_hub.data import DataError, ImageData, StreamingData
 from cartl_hub.evaluation import CURVE_EPS, default_attacks, evaluate
+from cartl_hub.evaluation import run as evaluation_run
 from cartl_hub.evaluation.checks import run_checks
 
 FEW = {"FGSM": FGSM(eps=EPS), "PGD-3": PGD(eps=EPS, step_size=EPS, steps=3)}
@@ -188,6 +189,12 @@ def test_verdicts_do_not_depend_on_the_batch_size_and_batches_stay_full():
     for name in whole.verdicts.correct:
         np.testing.assert_array_equal(parts.verdicts.correct[name], whole.verdicts.correct[name], err_msg=name)
     assert parts.curve == whole.curve
+
+
+def test_processes_must_measure_the_same_model(monkeypatch):
+    monkeypatch.setattr(evaluation_run, "gather", lambda identity: [identity, identity.replace('"weights"', '"others"')])
+    with pytest.raises(ValueError, match="expected the same model, attacks and settings in all processes"):
+        evaluate(*curved_case(), attacks=FEW, progress=False)
 
 
 def test_seed_decides_the_random_starts():

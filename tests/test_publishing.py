@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ from cartl_hub import hub as hub_module
 from cartl_hub.card import render_card
 from cartl_hub.folder import CARD, CONFIG, WEIGHTS
 from cartl_hub.publishing import check_publishable, plan
-from cartl_hub.report.figures import WorstCase
+from cartl_hub.report.figures import Check, WorstCase
 from cartl_hub.testing import Fault, LocalHub
 from cartl_hub.testing.metadata import card_errors
 from cartl_hub.weights import round_weights
@@ -768,6 +769,21 @@ def test_words_of_a_source_are_no_markdown_of_a_card():
     assert card.count("\n## Robustness") == 1
     assert "<img" not in card
     assert "photos \\| 7" in card
+    hostile = "x\n\n## Header\n```\n<script>"
+    model.lineage |= {
+        "method": {"name": hostile},
+        "batch_norm": {"name": hostile},
+        "arguments": {"lr": hostile},
+        "result": {"steps": 1, "seconds": 1.0, "images_per_second": 1.0, "weights": "last", "precision": hostile}
+        | {"device": hostile, "stopped": hostile},
+    }
+    report = make_report(dropped=(hostile,), environment={"device": hostile})
+    attacks = {hostile if name == "FGSM" else name: result for name, result in report.attacks.items()}
+    checks = (Check("a", "warn", {}, hostile, hostile),)
+    card = ModelCard(render_card(model, report=replace(report, attacks=attacks, checks=checks))).text
+    assert "<script>" not in card
+    assert "\n## Header" not in card
+    assert card.count("```") == 4  # ours: code and arguments
     assert "`org/'toy'`" in card
 
 

@@ -31,6 +31,7 @@ from cartl_hub import (
 from cartl_hub.card import describe_classifier
 from cartl_hub.config import from_dict, to_dict
 from cartl_hub.files import sha256
+from cartl_hub.folder import read_report, stated_weights
 from cartl_hub.loading import load_splits
 from cartl_hub.recipe import KINDS, RecipeData, load_import_recipe
 from cartl_hub.training import train
@@ -120,6 +121,25 @@ def test_a_source_without_labels_is_measured_by_a_linear_probe(toy, tmp_path, mo
     train(alone, recipe.method, splits.train, arguments=recipe.training)
     changed = {name for name, tensor in alone.state_dict().items() if not torch.equal(tensor, model.state_dict()[name])}
     assert changed == {"backbone.head.fc.weight", "backbone.head.fc.bias"}  # the probe trained nothing else
+
+
+def test_a_fresh_run_is_measured_anew(toy, tmp_path, monkeypatch):
+    """An evaluation that was interrupted is of the weights before."""
+    monkeypatch.setattr(pretraining, "evaluate", partial(evaluate, checks=False, curve=None))
+    recipe = without_labels(toy, probe=TrainingArguments(max_steps=3, batch_size=8, precision="fp32", validation_attack=ATTACK))
+    chosen = {"output_dir": tmp_path / "run", "attacks": {"PGD-2": ATTACK}, "num_images": 4}
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PGD, "search", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(recipe, tmp_path / "model", **chosen)
+    changed = replace(recipe, training=replace(recipe.training, lr=0.01))
+    report = read_report(pretrain(changed, tmp_path / "model", **chosen, resume=False))
+    assert report is not None
+    assert report.is_of(stated_weights(tmp_path / "model"))
 
 
 def test_without_a_probe_no_accuracy_is_stated(toy, tmp_path):
