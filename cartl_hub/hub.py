@@ -342,6 +342,7 @@ class SourceInfo:
         threat_model: Norm and radius that the attack below kept to.
         clean_acc: Accuracy on the test split, in [0, 1]; None where there is no report.
         robust_acc: Under ``attack``.
+        worst_acc: In the worst case of all attacks of the threat model.
         attack: Name of the attack.
         num_images: Test images of these figures.
         size: Of the weights, in bytes.
@@ -358,6 +359,7 @@ class SourceInfo:
     threat_model: str | None = None
     clean_acc: float | None = None
     robust_acc: float | None = None
+    worst_acc: float | None = None
     attack: str | None = None
     num_images: int | None = None
     size: int | None = None
@@ -430,6 +432,7 @@ def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = 
         threat_model=measured[attack].threat if attack else None,
         clean_acc=report.clean.accuracy if report else None,
         robust_acc=measured[attack].accuracy if attack else None,
+        worst_acc=report.worst_case[measured[attack].threat].accuracy if report and attack else None,
         attack=attack,
         num_images=report.num_images if report else None,
         size=size,
@@ -452,16 +455,16 @@ def _recipe_info(folder: Path) -> SourceInfo:
 def models_table() -> str:
     """The bundled models as a Markdown table, with links from the project's folder."""
     lines = [
-        "| id | architecture | parameters | trained on | method | clean | robust | MB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| id | architecture | parameters | trained on | method | clean | worst case | PGD-20 | MB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for info in list_sources():
         if info.where == RECIPE_ONLY:
             continue
         assert info.size is not None
         measured = [
-            "not measured" if share is None else f"{100 * share:.2f} %{suffix}"
-            for share, suffix in ((info.clean_acc, ""), (info.robust_acc, f" ({info.attack}, {info.threat_model})"))
+            "not measured" if share is None else f"{100 * share:.2f} %"
+            for share in (info.clean_acc, info.worst_acc, info.robust_acc)
         ]
         lines.append(
             f"| [{info.id}](model_cards/{info.id}/README.md) | {info.architecture} | {info.num_parameters:,} | {info.data} | "

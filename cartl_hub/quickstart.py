@@ -146,7 +146,7 @@ def _gain(reports: dict[str, Report]) -> str:
     return (
         "Both transfers keep what the robust source learned; the natural source has nothing to keep. On these easy images "
         f"NEFT is {verdict} vanilla freezing under attack: {middle:+.1f} points, 95 % paired interval {low:+.1f} to {high:+.1f}. "
-        "Where fine-tuning forgets more, it gains more: see the table for CIFAR-10 in the README."
+        "Where fine-tuning forgets more, there is more to gain, and clean accuracy to pay: see CIFAR-10 in the README."
     )
 
 

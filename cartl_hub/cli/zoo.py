@@ -100,7 +100,7 @@ def sources(
             )
         typer.echo(recipes_table() if recipes else models_table())
         return
-    table = Table("id", "network", "trained", "clean", "robust", "MB", "where")
+    table = Table("id", "network", "trained", "clean", "worst case", "MB", "where")
     table.columns[0].no_wrap = True
     for column in table.columns[3:6]:
         column.justify, column.no_wrap = "right", True
@@ -111,13 +111,15 @@ def sources(
         found, unreachable = list_sources(search=search), error
     shown = found if recipes else [info for info in found if info.where != RECIPE_ONLY]
     for info in shown:
-        clean, robust = ("-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.robust_acc))
+        clean, worst, robust = (
+            "-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.worst_acc, info.robust_acc)
+        )
         cells = (
             info.id,
             info.architecture + (f"\n{info.num_parameters:,} parameters" if info.num_parameters else ""),
             f"{info.data}\n{info.method}",
             f"{clean}\nn = {info.num_images}" if info.num_images else clean,
-            f"{robust}\n{info.attack}\n{info.threat_model}" if info.attack else robust,
+            f"{worst}\n{info.threat_model}\n{info.attack} {robust}" if info.attack else worst,
             "-" if info.size is None else f"{info.size / 1e6:.1f}",
             info.where + (f"\n{info.revision[:7]}" if info.revision else ""),
         )

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,11 +23,12 @@ from .tables import NAMES, Claim, Row, Table, make_tables
 
 TEMPLATE = Path(__file__).parent / "results.md.j2"
 ATTACK = "PGD-100"  # CARTL's
+BEST = " (best by validation)"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy under the table's attack of one row minus another's, on the same images.
+    """Accuracy in the worst case of one row minus another's, on the same images.
 
     Args:
         column: Of the table.
@@ -34,6 +36,7 @@ class Difference:
         middle: The difference, in [-1, 1].
         low: Lower end of its 95% bootstrap interval.
         high: Upper end.
+        beside: The differences under the table's attack and on clean images, by name.
     """
 
     column: str
@@ -41,6 +44,7 @@ class Difference:
     middle: float
     low: float
     high: float
+    beside: Mapping[str, float]
 
     @property
     def seen(self) -> bool:
@@ -49,7 +53,8 @@ class Difference:
 
     def __str__(self) -> str:
         numbers = f"{100 * self.middle:+.2f} points, {100 * self.low:+.2f} to {100 * self.high:+.2f}"
-        return f"{self.column}, seed {self.seed}: {numbers}"
+        beside = ", ".join(f"{name} {100 * share:+.2f}" for name, share in self.beside.items())
+        return f"{self.column}, seed {self.seed}: {numbers}; {beside}"
 
 
 def find_results(tables: Sequence[Table], folder: Path) -> dict[str, CellResult]:
@@ -80,8 +85,10 @@ def differences(table: Table, claim: Claim, results: Mapping[str, CellResult]) -
             if a.key in results and b.key in results and a.key != b.key:
                 pair = [results[cell.key] for cell in (a, b)]
                 if pair[0].data["test"] == pair[1].data["test"]:
-                    ours, theirs = (part.last.verdicts[table.attack] for part in pair)
-                    found.append(Difference(column, a.training.seed, *paired_bootstrap(ours, theirs)))
+                    ours, theirs = (part.last.verdicts for part in pair)
+                    beside = {name: float(ours[name].mean() - theirs[name].mean()) for name in (table.attack, "clean")}
+                    worst = paired_bootstrap(ours[WORST], theirs[WORST])
+                    found.append(Difference(column, a.training.seed, *worst, beside))
     return found
 
 
@@ -104,23 +111,30 @@ def claim_text(claim: Claim, found: Sequence[Difference]) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """A model in the plot: means over the seeds that were run, in [0, 1]."""
+    """A model in the plot: means over the seeds that were run, in [0, 1]; robust in the worst case."""
 
     label: str
     clean: float
     robust: float
+    best: bool = False  # by validation, not the last
 
 
 def points(tables: Sequence[Table], results: Mapping[str, CellResult]) -> list[Point]:
-    """One for each entry of a table that was run on the whole target, without repetition."""
+    """One for each entry of a table that was run on the whole target, and for its best weights by validation, without
+    repetition."""
     found: dict[tuple[str, ...], Point] = {}
     for table in (table for table in tables if table.name in ("cases", "ablation", "bn")):
         for row in table.rows:
             for column, cells in row.cells.items():
-                measured = [results[cell.key].last for cell in cells if cell.key in results]
-                if measured:
-                    means = (np.mean([part.accuracy(name).accuracy for part in measured]) for name in ("clean", ATTACK))
-                    found.setdefault(tuple(cell.key for cell in cells), Point(f"{row.label}, {column}", *map(float, means)))
+                for weights, said in (("last", ""), ("best", BEST)):
+                    parts = [getattr(results[cell.key], weights) for cell in cells if cell.key in results]
+                    measured = [part for part in parts if part is not None]
+                    if measured:
+                        clean, worst = (
+                            float(np.mean([part.accuracy(name).accuracy for part in measured])) for name in ("clean", WORST)
+                        )
+                        point = Point(f"{row.label}, {column}{said}", clean, worst, best=weights == "best")
+                        found.setdefault((weights, *(cell.key for cell in cells)), point)
     return list(found.values())
 
 
@@ -147,22 +161,26 @@ def scatter(found: Sequence[Point]) -> Figure:
     kinds = (("NEFT", VERMILION, "o"), ("LwF", ORANGE, "^"), ("TL", BLUE, "s"))
     for kind, colour, marker in kinds:
         chosen = [point for point in found if (kind in point.label) or (kind == "TL" and "affine" in point.label)]
-        if chosen:
-            places = ([100 * point.clean for point in chosen], [100 * point.robust for point in chosen])
-            axes.scatter(*places, color=colour, marker=marker, s=32, label=kind, zorder=3)
+        for best in sorted({point.best for point in chosen}):
+            places = np.array([(100 * point.clean, 100 * point.robust) for point in chosen if point.best is best])
+            style: dict[str, Any] = {"facecolor": "none" if best else colour, "edgecolor": colour, "marker": marker, "s": 32}
+            axes.scatter(places[:, 0], places[:, 1], label=f"{kind}, best by validation" if best else kind, zorder=3, **style)
     front = pareto_front(found)
     axes.step(
         [100 * point.clean for point in front], [100 * point.robust for point in front], where="pre", color=GREY, linewidth=1.2
     )
-    for point in front:
+    for number, point in enumerate(front):
         place = (100 * point.clean, 100 * point.robust)
         left = point.clean < (front[0].clean + front[-1].clean) / 2  # labels stay inside
-        offset, side = ((5, 5), "left") if left else ((-5, 5), "right")
-        axes.annotate(point.label, place, xytext=offset, textcoords="offset points", ha=side, fontsize=7, color=GREY)
+        offset = (5 if left else -5, -12 if number % 2 else 5)  # neighbours have theirs on different sides
+        name = point.label.removesuffix(BEST)
+        axes.annotate(
+            name, place, xytext=offset, textcoords="offset points", ha="left" if left else "right", fontsize=7, color=GREY
+        )
     axes.set_xlabel("clean accuracy, %")
-    axes.set_ylabel(f"accuracy under {ATTACK}, %")
+    axes.set_ylabel("accuracy in the worst case, %")
     axes.grid()
-    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
     axes.margins(0.12)
     return figure
 
@@ -194,7 +212,6 @@ def render_results(plan: Plan, folder: Path, page: Path) -> str:
         points=found,
         area=area_under(front),
         folder=home.as_posix(),
-        attack=ATTACK,
         percent=lambda share: f"{100 * share:.2f}",
     )
 
