@@ -148,6 +148,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         source_licence=(source or {}).get("licence"),
         data_licence=data.get("licence", "that of the data set"),
         citations=[text for names, text in CITATIONS if not _names(method).isdisjoint(names)],
+        logits_are_close=method.get("name") == "NEFT",
         percent=percent,
         plain=_one_line,
     )
@@ -296,7 +297,10 @@ def _checks_lines(report: Report) -> list[str]:
     passed = sum(check.status == "pass" for check in made)
     words = {"warn": "warning", "fail": "failed"}
     others = [f"{check.name} ({words[check.status]}): {check.meaning}" for check in made if check.status in words]
-    lines = [f"{passed} of the {len(made)} checks that were made passed{few_made(len(made))}.", *others] if made else []
+    few = few_made(len(made), min((check.num_images for check in made), default=0))
+    lines = [f"{passed} of the {len(made)} checks that were made passed{few}.", *others] if made else []
+    if [check.name for check in made if check.status == "pass"] == ["second-verdict"] and not others:  # that one is always made
+        lines = ["no check was made of whether the attacks were as strong as they can be."]
     return [report.doubt, *lines] if report.doubt else lines
 
 

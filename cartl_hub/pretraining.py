@@ -15,6 +15,7 @@ from .folder import save_model
 from .images import ImagePolicy
 from .lineage import lineage
 from .methods import FineTuning
+from .processes import remove_folder
 from .recipe import Recipe
 from .training import train
 from .weights import round_weights
@@ -97,7 +98,7 @@ def pretrain(
         "notes": [*splits.notes, *filter(None, [describe_classifier(model.lineage)])],
     }
     if not resume:
-        shutil.rmtree(output_dir / "evaluation", ignore_errors=True)  # of the weights before
+        remove_folder(output_dir / "evaluation")  # of the weights before
     threat = record["threat_model"]
     if attacks is None and threat is not None and threat["norm"] == "L2":
         attacks = default_attacks(l2_eps=threat["eps"], norm="L2")

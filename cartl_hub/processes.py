@@ -2,8 +2,11 @@
 
 import os
 import platform
+import shutil
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +34,19 @@ def gather(value: Any) -> list[Any]:
 def is_main_process() -> bool:
     """Whether this process is the one that writes files."""
     return not (dist.is_available() and dist.is_initialized() and dist.get_rank())
+
+
+def bar_interval() -> float:
+    """Seconds between two states of a progress bar: a file or a log gets a line for each."""
+    return 1.0 if sys.stderr.isatty() else 30.0
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that all processes are done with; returns once it is gone."""
+    gather(None)
+    if is_main_process():
+        shutil.rmtree(folder, ignore_errors=True)
+    gather(None)
 
 
 def default_device() -> torch.device:

@@ -9,6 +9,7 @@ import typer
 from .options import (
     RESULT,
     Checks,
+    Curve,
     DataId,
     Device,
     ImageColumn,
@@ -44,6 +45,7 @@ def evaluate(
     ] = None,
     strength: StrengthOption = Strength.standard,
     checks: Checks = True,
+    curve: Curve = None,
     budget: Annotated[float | None, typer.Option(help="Minutes it may take; the report says what was left out.")] = None,
     fail_under: Annotated[
         float | None,
@@ -72,6 +74,9 @@ def evaluate(
     from .. import evaluate as measure
     from ..evaluation.run import CURVE_EPS
 
+    if curve and norm is not NormName.linf:
+        raise typer.BadParameter("--curve is against the Linf radius; leave it out with --norm L2.")
+    with_curve = norm is NormName.linf and (strength is not Strength.quick if curve is None else curve)
     check_folder(output)
     chosen_device = open_device(device)
     radius = {} if eps is None else {"eps" if norm is NormName.linf else "l2_eps": eps}
@@ -88,7 +93,7 @@ def evaluate(
         test,
         attacks=default_attacks(**radius, norm=norm.value, strength=strength.value),
         checks=checks,
-        curve=CURVE_EPS if norm is NormName.linf else None,  # which is one against the Linf radius
+        curve=CURVE_EPS if with_curve else None,
         budget=None if budget is None else Budget(minutes=budget),
         num_images=num_images,
         batch_size=batch_size,

@@ -49,12 +49,20 @@ NumImages = Annotated[
 StrengthOption = Annotated[
     Strength,
     typer.Option(
-        help="FGSM and PGD-20; with standard also PGD-100 and a short APGD-T; with full AutoAttack's. All with checks and curve.",
+        help="FGSM and PGD-20; with standard also PGD-100 and a short APGD-T; with full AutoAttack's. All with checks.",
         rich_help_panel=RESULT,
     ),
 ]
 Checks = Annotated[
     bool, typer.Option("--checks/--no-checks", help="Whether to check that the figures can be trusted.", rich_help_panel=RESULT)
+]
+Curve = Annotated[
+    bool | None,
+    typer.Option(
+        "--curve/--no-curve",
+        help="Whether to measure accuracy against the radius; by default not with quick.",
+        rich_help_panel=RESULT,
+    ),
 ]
 Fresh = Annotated[
     bool,

@@ -33,7 +33,7 @@ class TableName(StrEnum):
 def reproduce(
     table: Annotated[TableName, typer.Argument(help="Which table.")],
     plan: Annotated[
-        Path, typer.Option(help="Sources, target, cases, seeds and training; results go beside it.", exists=True, dir_okay=False)
+        Path, typer.Option(help="Sources, target, cases, seeds and training; results go beside it.", dir_okay=False)
     ] = Path("model_cards/results/plan.yaml"),
     only: Annotated[str | None, typer.Option(metavar="PART", help="Only cells with this in their name.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; they share the cores.")] = 1,
@@ -53,6 +53,8 @@ def reproduce(
     from ..experiments import load_plan, make_tables, run_cells, save_results
     from ..experiments.run import DONE, NOT_RUN, UNTRAINED_SOURCE, state
 
+    if not plan.exists():
+        raise typer.BadParameter(f"expected a plan, got {plan}, which does not exist: run it in the checkout, or pass --plan.")
     chosen = load_plan(plan)
     tables = make_tables(chosen) if table is TableName.all else make_tables(chosen, [table.value])
     cells = {cell.key: cell for part in tables for cell in part.cells if only is None or only in cell.key}

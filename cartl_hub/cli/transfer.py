@@ -1,5 +1,6 @@
 """Commands that fine-tune."""
 
+import hashlib
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from .options import (
     RESULT,
     TRAINING,
     Checks,
+    Curve,
     DataId,
     Fresh,
     ImageColumn,
@@ -39,6 +41,9 @@ class MethodName(StrEnum):
     lwf = "lwf"
     adversarial = "adversarial"
     trades = "trades"
+
+
+ATTACKED = (MethodName.adversarial, MethodName.trades)  # those with a training attack
 
 
 class AttackName(StrEnum):
@@ -156,6 +161,16 @@ def finetune(
     num_images: NumImages = None,
     strength: StrengthOption = Strength.standard,
     checks: Checks = True,
+    curve: Curve = None,
+    report_eps: Annotated[
+        float | None,
+        typer.Option(
+            parser=fraction,
+            metavar="RADIUS",
+            help="Linf radius of the report's attacks; by default --eps of a training attack, or 8/255.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.", rich_help_panel=RESULT)
     ] = None,
@@ -184,6 +199,8 @@ def finetune(
         TrainingArguments,
         default_attacks,
     )
+    from ..evaluation.run import CURVE_EPS
+    from ..processes import remove_folder
 
     _refuse_options_of_other_methods(context, method)
     if is_given(context, "cache_views") and not cache:
@@ -228,10 +245,23 @@ def finetune(
         typer.echo(f"Ended early: {result.stopped}.")
     if push_to is None:
         tuner.save()  # before the evaluation, which may be long
+    trained_eps = eps if method in ATTACKED else 8 / 255
+    with_curve = strength is not Strength.quick if curve is None else curve
+    attacks = default_attacks(trained_eps if report_eps is None else report_eps, strength=strength.value)
+    settings = repr((attacks, num_images, checks, with_curve)).encode()
+    finished = tuner.output_dir / "evaluation"
+    if fresh:
+        remove_folder(finished)  # of the weights before
     report = tuner.evaluate(
-        attacks=default_attacks(strength=strength.value), num_images=num_images, checks=checks, context={"command": command()}
+        attacks=attacks,
+        num_images=num_images,
+        checks=checks,
+        curve=CURVE_EPS if with_curve else None,
+        resume=finished / hashlib.sha256(settings).hexdigest()[:8],
+        context={"command": command()},
     )
     folder = tuner.save()
+    remove_folder(finished)
     show(report.summary())
     typer.echo(f"\nModel, card and report: {folder}\nReport to read: {folder / 'report.html'}")
     if tuner.commit:
@@ -241,15 +271,14 @@ def finetune(
 
 def _refuse_options_of_other_methods(context: typer.Context, method: MethodName) -> None:
     """An option that the method does not have would have no effect."""
-    attacked = (MethodName.adversarial, MethodName.trades)
     of_methods = {
-        "num_blocks": (MethodName.neft, MethodName.finetune, *attacked),
+        "num_blocks": (MethodName.neft, MethodName.finetune, *ATTACKED),
         "beta": (MethodName.neft,),
         "convex_residual": (MethodName.neft,),
         "weight": (MethodName.lwf,),
         "trades_weight": (MethodName.trades,),
-        "attack": attacked,
-        "eps": attacked,
+        "attack": ATTACKED,
+        "eps": ATTACKED,
         "adversarial_share": (MethodName.adversarial,),
     }
     for name, methods in of_methods.items():

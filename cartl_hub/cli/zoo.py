@@ -155,6 +155,8 @@ def publish(
         typer.echo(f"To {upload.repo_id}, in one commit:")
         for name, size in upload.files.items():
             typer.echo(f"{size:>12,}  {name}")
+        if shown := [name for name in ("samples.png", "report.html") if name in upload.files]:
+            typer.echo(f"Some of the test images are in {' and '.join(shown)}; remove these files where they must stay private.")
         if upload.left_out:
             typer.echo(f"Left out: {', '.join(upload.left_out)}")
         typer.echo(f"\nMetadata of the card:\n{yaml.safe_dump(upload.metadata, sort_keys=False, allow_unicode=True)}".rstrip())

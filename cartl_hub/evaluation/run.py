@@ -21,7 +21,7 @@ from ..attacks.attack import Norm
 from ..config import to_dict
 from ..data import ImageData
 from ..models import Classifier
-from ..processes import environment, gather, place
+from ..processes import bar_interval, environment, gather, place
 from ..randomness import SEEDS
 from ..ranges import check_whole
 from ..report import (
@@ -409,7 +409,7 @@ def _threats(attacks: Sequence[Attack]) -> list[tuple[Norm, float]]:
 
 def _bar(progress: bool) -> tqdm:
     shown = {} if progress and place()[0] == 0 else {"disable": True}
-    return tqdm(desc="reading", total=0, bar_format=BAR.format(left=""), dynamic_ncols=True, **shown)
+    return tqdm(desc="reading", total=0, bar_format=BAR.format(left=""), dynamic_ncols=True, mininterval=bar_interval(), **shown)
 
 
 def _sampled(test: Any, num_images: int | None) -> tuple[Any, int | None]:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data import DataError, ImageData
 from ..images import ImagePolicy, to_pil
+from ..processes import bar_interval
 from .arguments import Notes
 from .columns import undecoded
 
@@ -50,7 +51,9 @@ def read_pictures(
     if math.prod(shape) > IN_MEMORY_BYTES:
         return ImageData(labels, names, decode, policy, description, workers=min(8, os.cpu_count() or 1))
     images = torch.empty(shape, dtype=torch.uint8)
-    with tqdm(total=len(labels), desc=f"reading {role} images", disable=len(labels) < 20_000, leave=False) as bar:
+    with tqdm(
+        total=len(labels), desc=f"reading {role} images", disable=len(labels) < 20_000, leave=False, mininterval=bar_interval()
+    ) as bar:
         for rows in torch.arange(len(labels)).split(64):
             images[rows[0] : rows[-1] + 1] = decode(range(int(rows[0]), int(rows[-1]) + 1))
             bar.update(len(rows))

@@ -130,7 +130,12 @@ def _files(path: Path, notes: Notes) -> tuple[str, dict[str, Any]]:
     """
     if path.is_file():
         if path.suffix not in _FILES:
-            raise DataError(f"expected a folder or a file of one of the kinds {', '.join(_FILES)}, got {path}.")
+            remedy = (
+                " Beside the pictures, as metadata.csv with a column file_name, it names the labels of a folder."
+                if path.suffix == ".csv"
+                else ""
+            )
+            raise DataError(f"expected a folder or a file of one of the kinds {', '.join(_FILES)}, got {path}.{remedy}")
         return _FILES[path.suffix], {"train": str(path)}
     files: dict[str, Any] = {}
     for file in sorted(path.rglob("*.parquet")):

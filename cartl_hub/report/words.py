@@ -22,9 +22,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f}"
 
 
-def few_made(num_made: int) -> str:
-    """What to add to the number of checks that passed: of some eighteen, a few say little."""
-    return "; most were not made" if num_made <= 8 else ""
+def few_made(num_made: int, num_images: int) -> str:
+    """What to add to the number of checks that passed: of some eighteen, a few say little, and so do few images."""
+    if num_made <= 8:
+        return "; most were not made"
+    return f"; on {num_images} images they show large differences only" if num_images < 100 else ""
 
 
 def printable(words: str, keep: str = "") -> str:

@@ -29,6 +29,7 @@ from ..files import locked
 from ..methods import Batch, Method
 from ..methods.method import Images
 from ..models import Classifier
+from ..processes import bar_interval, is_main_process
 from ..randomness import image_keys, seed_generators, step_seed
 from ..spectral import plain_state_dict
 from ..weights import content_hash
@@ -133,6 +134,11 @@ class _Run:
         if not method.uses_labels:
             self._check_without_labels()
         self._check_validation()
+        if self.per_epoch is not None and self.per_epoch < 5 and self.num_steps < 100 and is_main_process():
+            logger.warning(
+                "%d images in batches of %d make %d steps in all, %d an epoch; a smaller batch_size (--batch-size 32) makes more",
+                *(len(data), arguments.batch_size, self.num_steps, self.per_epoch),
+            )
         self.accelerator = _accelerator(arguments, self.folder)
         world = self.accelerator.num_processes
         if arguments.batch_size % world:
@@ -313,7 +319,9 @@ class _Run:
             world=accelerator.num_processes,
         )
         seconds = self.result.seconds
-        bar = tqdm(total=self.num_steps, initial=start, disable=not main, unit="step", dynamic_ncols=True, mininterval=1.0)
+        bar = tqdm(
+            total=self.num_steps, initial=start, disable=not main, unit="step", dynamic_ncols=True, mininterval=bar_interval()
+        )
         done = start
         if start and main and not ended:
             bar.write(f"the run in {self.folder} goes on at step {start} of {self.num_steps}")
