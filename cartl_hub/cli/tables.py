@@ -123,6 +123,7 @@ def sweep(
     ] = True,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; they share the cores.")] = 1,
     output: Annotated[Path, typer.Option(help="Folder of results, tables and plots.")] = Path("runs/sweep"),
+    render: Annotated[bool, typer.Option("--render", help="Write the page from the results that are there; run none.")] = False,
 ) -> None:
     """Fine-tune sources at several depths on several numbers of images, and plot accuracy against both and against epochs.
 
@@ -155,7 +156,7 @@ def sweep(
         attacks=wanted.attacks if attack else {},
         test_images=test_images,
     )
-    table = run_sweep(chosen, output, jobs=jobs, command=command())
+    table = run_sweep(chosen, output, jobs=jobs, command=command(), render=render)
     typer.echo(f"{len(table)} cells: {output / 'sweep.csv'}, plots beside it")
 
 

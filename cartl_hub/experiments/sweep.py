@@ -111,7 +111,9 @@ class Sweep:
         return {blocks: None if blocks is None else count_blocks(model, blocks) for blocks in self.blocks}
 
 
-def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str | None = None) -> pd.DataFrame:
+def run_sweep(
+    sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str | None = None, render: bool = False
+) -> pd.DataFrame:
     """Run what is missing of a sweep; write its table and its plots.
 
     The folder then holds ``sweep.csv`` and ``sweep.parquet`` (a row for each cell), ``epochs.csv`` (validation accuracy after
@@ -124,6 +126,7 @@ def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str |
         folder: Of everything; run again after an interruption, it goes on.
         jobs: Cells at a time.
         command: That runs this.
+        render: Write tables, plots and page from the results that are there, and run none.
 
     Returns:
         The rows of ``sweep.csv``.
@@ -134,11 +137,19 @@ def run_sweep(sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str |
     """
     folder = Path(folder)
     cells = sweep.cells()
-    if missing := [cell for cell in cells.values() if find_result(cell, folder / "cells") is None]:
+    missing = [cell for cell in cells.values() if not render and find_result(cell, folder / "cells") is None]
+    if missing:
         most = max(missing, key=lambda cell: cell.target.read.train_images or 0)
         load_target(most.target, open_untrained(most.source).image_policy)
     try:
-        run_cells(cells.values(), results=folder / "cells", runs=folder / "runs", keep=False, jobs=jobs, command=command)
+        run_cells(
+            [] if render else cells.values(),
+            results=folder / "cells",
+            runs=folder / "runs",
+            keep=False,
+            jobs=jobs,
+            command=command,
+        )
     finally:  # what is there is worth a table
         results = {place: find_result(cell, folder / "cells") for place, cell in cells.items()}
         found = {place: result for place, result in results.items() if result is not None}
