@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import cartl_hub
-from cartl_hub import ModelError, load_model, save_model
+from cartl_hub import FGSM, PGD, ModelError, load_model, save_model
 from cartl_hub.cli import app, main
 from cartl_hub.cli.shown import command as typed_command
 from cartl_hub.testing import LocalHub
@@ -116,6 +116,7 @@ def test_cached_job(photos, source, tmp_path):
 
 def test_publish_and_find(source, photos, tmp_path):
     planned = run("publish", source, "--to", "org/toy", "--dry-run")
+    assert "Some of the test images are in" not in planned.output
     assert re.search(r"[\d,]+  model\.safetensors", planned.output), planned.output
     assert "Nothing was sent." in planned.output
     with LocalHub() as hub, hub.client(token=hub.write_token, backoff=False):
@@ -351,6 +352,34 @@ def test_trades(source, photos, tmp_path):
     method = load_model(tmp_path / "run" / "model").lineage["method"]
     assert (method["name"], method["beta"], method["num_blocks"]) == ("TRADES", 3.0, 2)
     assert (method["attack"]["name"], method["attack"]["eps"]) == ("RFGSM", pytest.approx(4 / 255))
+
+    def measured():
+        report = json.loads((tmp_path / "run" / "model" / "report.json").read_text())
+        return next(iter(report["worst_case"])), report["curve"] is None
+
+    assert measured() == ("Linf 4/255", True)  # what it was trained for, and no curve with quick
+    assert run("finetune", source, photos, *options, "--attack", "rfgsm", "--report-eps", "2/255", "--curve").exit_code == 0
+    assert measured() == ("Linf 2/255", False)
+    assert not (tmp_path / "run" / "evaluation").exists()
+
+
+def test_an_interrupted_report_goes_on(source, photos, tmp_path, monkeypatch):
+    options = ["--num-blocks", 1, "--epochs", 1, "--precision", "fp32", "--output", tmp_path / "run", "--num-images", 2]
+    options += ["--strength", "quick", "--no-checks"]
+    search = PGD.search
+
+    def interrupted(self, *args):
+        if getattr(self, "steps", 20) == 20:  # not in validation
+            raise KeyboardInterrupt
+        return search(self, *args)
+
+    monkeypatch.setattr(PGD, "search", interrupted)
+    run("finetune", source, photos, *options)
+    assert list((tmp_path / "run" / "evaluation").glob("*/*.safetensors"))  # what was done before: clean images and FGSM
+    monkeypatch.setattr(PGD, "search", search)
+    monkeypatch.setattr(FGSM, "search", interrupted)
+    assert run("finetune", source, photos, *options).exit_code == 0
+    assert not (tmp_path / "run" / "evaluation").exists()
 
 
 def test_a_fresh_run(source, photos, tmp_path):

@@ -550,6 +550,17 @@ def test_a_sweep_of_which_a_cell_fails_has_its_table(source, target, tmp_path, m
         run_sweep(sweep, tmp_path / "sweep")
     table = pd.read_csv(tmp_path / "sweep" / "sweep.csv")
     assert list(table["num_images"]) == [22] * 2
+    monkeypatch.setattr(run_module, "run_cell", None)
+    assert len(run_sweep(sweep, tmp_path / "sweep", render=True)) == 2
+
+
+def test_one_seed_judges_nothing(source, target, tmp_path):
+    other = save_model(load_model(source), tmp_path / "other")
+    chosen = {"sources": (source, str(other)), "target": target, "blocks": (0,), "num_images": (22,), "seeds": (0,)}
+    run_sweep(Sweep(training=TRAINING, attacks=QUICK, **chosen), tmp_path / "sweep")
+    page = (tmp_path / "sweep" / "README.md").read_text()
+    assert "one seed was run, which is not enough to say where" in page
+    assert "the interval holds 0" not in page
 
 
 @pytest.mark.parametrize(

@@ -689,6 +689,9 @@ def test_paths_that_can_not_be_read(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(DataError, match=r"a folder or a file of one of the kinds \.parquet, .*got .*a\.txt"):
         read(tmp_path / "a.txt")
+    (tmp_path / "a.csv").write_text("a")
+    with pytest.raises(DataError, match=r"a\.csv\. Beside the pictures, as metadata\.csv with a column file_name"):
+        read(tmp_path / "a.csv")
     (tmp_path / "a.parquet").write_text("a")
     with pytest.raises(DataError, match=r"the data set '.*a\.parquet' can't be read"):
         read(tmp_path / "a.parquet")

@@ -79,6 +79,12 @@ def test_processes_that_are_killed_and_resumed_measure_the_same(tmp_path):
     assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
 
 
+def test_few_steps_are_pointed_out(data, caplog):
+    few = arguments(epochs=1, batch_size=len(data))
+    train(make_model("wrn10_1"), HEAD, data, arguments=few)
+    assert f"{len(data)} images in batches of {len(data)} make 1 steps in all, 1 an epoch; a smaller batch_size" in caplog.text
+
+
 def test_resuming_a_finished_run_returns_its_result(wrn, data, tmp_path):
     first = train(wrn, FineTuning(), data, validation=data, arguments=arguments(), output_dir=tmp_path)
     again = make_model("wrn10_1")
