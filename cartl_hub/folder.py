@@ -220,7 +220,9 @@ def _building(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:  # whatever an architecture makes of arguments that nobody has checked
-        raise ModelError(f"the config of {folder} doesn't make a {config['architecture']}: {error}") from error
+        raise ModelError(
+            f"the config of {folder} doesn't make a {config['architecture']}: {str(error) or repr(error)}"
+        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

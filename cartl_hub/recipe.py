@@ -79,7 +79,8 @@ class Recipe:
             (a linear probe). Without it such a source is not measured.
 
     Raises:
-        ValueError: On an id that can't be the name of a folder, or a probe of a method that trains the classifier itself.
+        ValueError: On an id that can't be the name of a folder, other than one or three numbers as mean or std, or a probe of a
+            method that trains the classifier itself.
     """
 
     id: str
@@ -98,6 +99,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_id(self.id)
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, 3):
+                raise ValueError(f"{name} must have one number, or three, one for each channel; got {getattr(self, name)}.")
         if self.probe is not None and self.method.uses_labels:
             raise ValueError(f"expected no probe, as {type(self.method).__name__} trains the classifier itself; leave it out.")
 

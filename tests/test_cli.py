@@ -341,6 +341,10 @@ def test_a_device_that_is_not_there(command, name, source, photos):
     assert f"expected a device that torch has here, got '{name}'" in words(refused)
 
 
+def test_a_model_knows_its_image_size(source, photos):
+    assert "--image-size is of module:function" in words(run("evaluate", source, photos, "--image-size", 7))
+
+
 def test_trades(source, photos, tmp_path):
     options = ["--method", "trades", "--trades-weight", 3, "--eps", "4/255", "--num-blocks", 2, "--epochs", 1]
     options += ["--precision", "fp32", "--output", tmp_path / "run", "--num-images", 2, "--strength", "quick", "--no-checks"]

@@ -1,6 +1,7 @@
 """Every example runs, on small data and for a few steps."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import make_model, toy_data
 from PIL import Image
+from torch import nn
 
 from cartl_hub import TrainingArguments, evaluate
 from cartl_hub.testing import LocalHub, User
@@ -80,10 +82,10 @@ def test_the_twelve_lines_of_the_readme(photos, tmp_path):
     assert {"model.safetensors", "config.json", "README.md", "report.json"} <= {p.name for p in (tmp_path / "my_model").iterdir()}
 
 
-def code_of(page):
-    """Names that the only block of Python in a page of the package defines."""
+def code_of(page, block=0):
+    """Names that a block of Python in a page of the package defines."""
     names = {"__name__": "page"}
-    exec(page.read_text().partition("```python\n")[2].partition("```")[0], names)
+    exec(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[block], names)
     return names
 
 
@@ -100,6 +102,33 @@ def test_the_method_and_the_attack_of_the_pages():
     assert torch.equal(attack(model, images, labels), (images - 8 / 255).clamp(0, 1))
     report = evaluate(model, (images, labels), attacks={"darker": attack}, curve=None, checks=False, progress=False)
     assert report.attacks["darker"].settings
+
+
+def test_an_attack_of_another_library():
+    evasion = pytest.importorskip("art.attacks.evasion")
+    from art.estimators.classification import PyTorchClassifier
+
+    model = make_model("wrn10_1").eval()
+    wrapped = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), input_shape=(3, 32, 32), nb_classes=model.num_classes, clip_values=(0, 1), device_type="cpu"
+    )
+    images = torch.rand(8, 3, 32, 32)
+    labels = model(images).argmax(1)
+    foreign = code_of(EXAMPLES.parent / "cartl_hub" / "attacks" / "README.md", block=1)["Foreign"]
+
+    def attack(eps, promised):
+        search = evasion.ProjectedGradientDescent(wrapped, eps=eps, eps_step=eps / 4, max_iter=5, verbose=False)
+
+        def made(images, labels):
+            return torch.from_numpy(search.generate(images.numpy(), labels.numpy()))
+
+        return foreign(eps=promised, library="ART, PGD-5", run=made)
+
+    attacks = {"honest": attack(0.5, 0.5), "leaves the ball": attack(0.5, 0.1)}
+    report = evaluate(model, (images, labels), attacks=attacks, curve=None, checks=False, progress=False)
+    assert report.attacks["honest"].correct < 8
+    assert "ART, PGD-5" in report.attacks["honest"].settings
+    assert report.attacks["leaves the ball"].rejected == report.attacks["leaves the ball"].correct == 8
 
 
 def test_every_example_is_tried():

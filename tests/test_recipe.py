@@ -154,6 +154,8 @@ def test_a_probe_is_for_methods_without_labels(toy):
     recipe = without_labels(toy, probe=TrainingArguments())
     with pytest.raises(ValueError, match="expected no probe, as FDM trains the classifier itself; leave it out"):
         replace(recipe, method=FDM(num_blocks=2))
+    with pytest.raises(ValueError, match=r"mean must have one number, or three, one for each channel; got \(0\.5, 0\.5\)"):
+        replace(recipe, mean=(0.5, 0.5))
 
 
 def test_a_source_of_l2_adversaries_is_attacked_in_l2(toy, tmp_path, monkeypatch):

@@ -125,6 +125,8 @@ def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[s
 
     module_name, separator, function = name.partition(":")
     if not separator or Path(name).exists():
+        if image_size is not None:
+            raise typer.BadParameter(f"--image-size is of module:function, and {name} knows its own; leave it out.")
         opened = open_source(name)
         model, told = opened.model, {key: value for key, value in opened.origin.items() if key == "revision"}
         return model.eval(), model.image_policy, model.label_names, model.lineage, told
