@@ -50,14 +50,15 @@ def test_links_of_the_pages_lead_somewhere():
 
 
 def test_cards_are_what_their_reports_say():
-    from cartl_hub import Report, load_model, load_recipe
+    from cartl_hub import load_model, load_recipe
     from cartl_hub.card import render_card
+    from cartl_hub.folder import read_report
     from cartl_hub.hub import bundled_models
 
     for model_id, folder in bundled_models().items():
         if folder.parent.name != "model_cards":
             continue
-        report, model = Report.load(folder), load_model(folder)
+        report, model = read_report(folder), load_model(folder)
         assert model.lineage["name"] == model_id
         if (folder / "recipe.yaml").exists():  # a transferred model comes from a cell of the tables
             recipe = load_recipe(folder)

@@ -45,7 +45,7 @@ def measured_again(folder, data, attack):
 
 
 def test_a_card_measured_again():
-    name = random.SystemRandom().choice(sorted(MODELS))
+    name = random.SystemRandom().choice(sorted(name for name, folder in MODELS.items() if (folder / "report.json").exists()))
     stated = Report.load(MODELS[name])
     attack = from_dict(stated.attacks["PGD-20"].attack, KINDS)
     clean, robust, positions = measured_again(MODELS[name], stated.data["id"], attack)
