@@ -60,9 +60,13 @@ def _busy(path: Path, who: str) -> str:
     return f"expected no other run in {path.parent}, got {who}, which works there. Wait for it, end it, or use another folder."
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader sees the old one or the new one, whenever this process dies."""
-    _replace({path: content})
+def write_file(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old one or the new one, whenever this process dies.
+
+    Args:
+        durable: Also whenever the machine does, for which it waits for the disk.
+    """
+    _replace({path: content}, durable)
 
 
 def write_files(contents: Mapping[Path, bytes | str]) -> None:
@@ -71,14 +75,15 @@ def write_files(contents: Mapping[Path, bytes | str]) -> None:
     _replace(contents)
 
 
-def _replace(contents: Mapping[Path, bytes | str]) -> None:
+def _replace(contents: Mapping[Path, bytes | str], durable: bool = True) -> None:
     partial = {path: path.with_name(f"{path.name}.{os.getpid()}.partial") for path in contents}  # other processes have others
     try:
         for path, content in contents.items():
             with _named(path), open(partial[path], "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
     except BaseException:
         for temporary in partial.values():
             temporary.unlink(missing_ok=True)

@@ -91,13 +91,19 @@ def check_weights(model: Classifier) -> None:
     Raises:
         ValueError: If they are reparametrised or not finite.
     """
-    for name, tensor in plain_state(model).items():
-        if ".parametrizations." in name:
-            raise ValueError(
-                f"expected plain weights, got the reparametrised {name}; remove that, or wait until training has ended."
-            )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"expected finite weights, got NaN or infinite values in {name}.")
+    state = plain_state(model)
+    if reparametrised := next((name for name in state if ".parametrizations." in name), None):
+        raise ValueError(
+            f"expected plain weights, got the reparametrised {reparametrised}; remove that, or wait until training has ended."
+        )
+    if broken := _not_finite(state):
+        raise ValueError(f"expected finite weights, got NaN or infinite values in {broken}.")
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with NaN or infinite values."""
+    broken = (name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all())
+    return next(broken, None)
 
 
 def check_target(folder: Path) -> None:
@@ -195,6 +201,8 @@ def read_model(folder: Path) -> Classifier:
             _check_state(state, build_model(config).backbone.state_dict(), folder)
         model = build_model(config)
     _check_state(state, model.backbone.state_dict(), folder)
+    if broken := _not_finite(state):
+        raise ModelError(f"{broken} in {folder}: expected finite weights, got NaN or infinite values.")
     model.backbone.load_state_dict(state)
     model.stored_as = stored_dtype(state)
     model.lineage = dict(own.get("lineage", {}))
@@ -381,5 +389,3 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], fo
             raise ModelError(f"{name} in {folder}: expected shape {list(expected[name].shape)}, got {list(tensor.shape)}.")
         if tensor.is_floating_point() != expected[name].is_floating_point():
             raise ModelError(f"{name} in {folder}: expected dtype {expected[name].dtype}, got {tensor.dtype}.")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelError(f"{name} in {folder}: expected finite weights, got NaN or infinite values.")

@@ -462,9 +462,11 @@ def models_table() -> str:
         if info.where == RECIPE_ONLY:
             continue
         assert info.size is not None
+        usual = (info.attack, info.threat_model) == ("PGD-20", "Linf 8/255")
+        other = "" if usual else f" ({info.attack}, {info.threat_model})"
         measured = [
-            "not measured" if share is None else f"{100 * share:.2f} %"
-            for share in (info.clean_acc, info.worst_acc, info.robust_acc)
+            "not measured" if share is None else f"{100 * share:.2f} %{suffix}"
+            for share, suffix in ((info.clean_acc, ""), (info.worst_acc, ""), (info.robust_acc, other))
         ]
         lines.append(
             f"| [{info.id}](model_cards/{info.id}/README.md) | {info.architecture} | {info.num_parameters:,} | {info.data} | "

@@ -55,11 +55,11 @@ def main() -> None:
     options = parser.parse_args()
     write, count = journal.write_file, iter(range(1000))
 
-    def write_or_die(path, content):
+    def write_or_die(path, content, **how):
         if next(count) == options.die_in_write:
             path.with_name(f"{path.name}.{os.getpid()}.partial").write_bytes(content[: len(content) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
-        write(path, content)
+        write(path, content, **how)
         time.sleep(options.slow)
 
     journal.write_file = write_or_die

@@ -259,7 +259,7 @@ def killed_at(monkeypatch, number, moment):
     """Die in the given write of the journal: before it, in the middle, or behind it."""
     write, count = journal.write_file, iter(range(1000))
 
-    def write_or_die(path, content):
+    def write_or_die(path, content, **how):
         dying = next(count) == number
         if dying and moment == "before":
             raise Killed
@@ -267,7 +267,7 @@ def killed_at(monkeypatch, number, moment):
             data = content if isinstance(content, bytes) else content.encode()
             path.with_name(f"{path.name}.{os.getpid()}.partial").write_bytes(data[: len(data) // 2])
             raise Killed
-        write(path, content)
+        write(path, content, **how)
         if dying:
             raise Killed
 

@@ -340,6 +340,16 @@ def test_verdict_is_that_of_the_worst_check(kinds, status, words):
     assert "All" not in warned
 
 
+@pytest.mark.parametrize("status", ["warn", "fail"])
+def test_a_second_verdict_alone_is_no_check_and_hides_none(status):
+    second, other = (replace(CHECKS[0], name=name, status="pass") for name in ("second-verdict", "gradient-free"))
+    alone = make_report(checks=(second,))
+    assert verdict(alone) == ("skipped", "No check was made of whether the attacks were as strong as they can be.")
+    assert verdict(make_report(checks=(second, replace(other, status=status))))[0] == status
+    assert verdict(make_report(checks=(replace(second, status=status),)))[0] == status
+    assert verdict(make_report(checks=(second, other)))[1].startswith("All 2 checks")
+
+
 def test_page_draws_the_curve():
     _, parsed = page()
     (line,) = parsed.all("polyline", "line")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ranges import check_whole
-from .attack import Attack, Norm, ascend, confine, input_gradient, random_start, restart_keys
-from .losses import LOSSES, LossName, check_loss, targeted_dlr, without_label
+from .attack import Attack, Norm, ascend, confine, input_gradient, likely_targets, random_start, restart_keys
+from .losses import LOSSES, LossName, check_loss, targeted_dlr
 
 MOMENTUM = 0.75
 RISING = 0.75  # share of steps between checkpoints on which the loss must rise, or the step size is halved
@@ -89,15 +89,12 @@ class APGDT(Attack):
         return self._climb(model, images, labels, keys, until_broken=True)
 
     def _climb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor, *, until_broken: bool) -> Tensor:
-        with torch.no_grad():
-            logits = model(images).float()
-        num_targets = min(self.num_targets, logits.shape[1] - 1)
-        targets = without_label(logits, labels).topk(num_targets, 1).indices
+        targets = likely_targets(model, images, labels, self.num_targets)
 
         def towards(place: int) -> Callable[[Tensor, Tensor], Tensor]:
             return lambda logits, rows: targeted_dlr(logits, labels[rows], targets[rows, place])
 
-        losses = [towards(place) for place in range(num_targets) for _ in range(self.restarts)]
+        losses = [towards(place) for place in range(targets.shape[1]) for _ in range(self.restarts)]
         return climb(model, images, labels, keys, losses, self.eps, self.norm, self.steps, until_broken=until_broken)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..randomness import RESTART, START, fold_in, normal, random_keys, uniform
 from ..ranges import check_number
-from .losses import margin
+from .losses import margin, without_label
 
 Norm = Literal["Linf", "L2"]
 
@@ -120,6 +120,17 @@ def input_gradient(
         losses = loss(logits, labels)
         (gradient,) = torch.autograd.grad(losses.sum(), images)
     return gradient, losses.detach(), logits.detach()
+
+
+@torch.no_grad()
+def likely_targets(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, number: int) -> Tensor:
+    """Wrong classes of largest logit, in this order; all of them where there are fewer.
+
+    Shape:
+        [B, C, H, W], [B] -> [B, T].
+    """
+    logits = model(images).float()
+    return without_label(logits, labels).topk(min(number, logits.shape[1] - 1), 1).indices
 
 
 class RandomSearch(Attack):

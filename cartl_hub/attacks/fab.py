@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ranges import check_whole
-from .attack import Attack, Norm, confine, input_gradient
-from .losses import without_label
+from .attack import Attack, Norm, confine, input_gradient, likely_targets
 
 OVERSHOOT = 1.05  # of each step beyond the hyperplane
 PULL = 0.1  # largest weight of the image in the next iterate
@@ -49,13 +48,10 @@ class FABT(Attack):
         return self._approach(model, images, labels, until_broken=True)
 
     def _approach(self, model: nn.Module, images: Tensor, labels: Tensor, *, until_broken: bool) -> Tensor:
-        with torch.no_grad():
-            logits = model(images).float()
-        num_targets = min(self.num_targets, logits.shape[1] - 1)
-        targets = without_label(logits, labels).topk(num_targets, 1).indices
+        targets = likely_targets(model, images, labels, self.num_targets)
         nearest, distance = images.clone(), torch.full((len(images),), torch.inf, dtype=images.dtype, device=images.device)
         rows = torch.arange(len(images), device=images.device)
-        for place in range(num_targets):
+        for place in range(targets.shape[1]):
             iterate = images[rows]
             for _ in range(self.steps):
                 pairs = torch.stack([targets[rows, place], labels[rows]], 1)

@@ -22,6 +22,7 @@ from .options import (
     check_folder,
     fraction,
     open_device,
+    wants_curve,
 )
 from .shown import command, show, without_folder
 
@@ -76,7 +77,7 @@ def evaluate(
 
     if curve and norm is not NormName.linf:
         raise typer.BadParameter("--curve is against the Linf radius; leave it out with --norm L2.")
-    with_curve = norm is NormName.linf and (strength is not Strength.quick if curve is None else curve)
+    with_curve = norm is NormName.linf and wants_curve(curve, strength)
     check_folder(output)
     chosen_device = open_device(device)
     radius = {} if eps is None else {"eps" if norm is NormName.linf else "l2_eps": eps}

@@ -92,6 +92,11 @@ def check_folder(path: Path) -> None:
         path.rmdir()
 
 
+def wants_curve(curve: bool | None, strength: Strength) -> bool:
+    """What --curve says, or else the strength."""
+    return strength is not Strength.quick if curve is None else curve
+
+
 def open_device(name: str | None) -> Any:
     """A device, once a tensor could be put there."""
     import torch

@@ -23,6 +23,7 @@ from .options import (
     StrengthOption,
     fraction,
     is_given,
+    wants_curve,
 )
 from .shown import command, show
 
@@ -246,7 +247,7 @@ def finetune(
     if push_to is None:
         tuner.save()  # before the evaluation, which may be long
     trained_eps = eps if method in ATTACKED else 8 / 255
-    with_curve = strength is not Strength.quick if curve is None else curve
+    with_curve = wants_curve(curve, strength)
     attacks = default_attacks(trained_eps if report_eps is None else report_eps, strength=strength.value)
     settings = repr((attacks, num_images, checks, with_curve)).encode()
     finished = tuner.output_dir / "evaluation"

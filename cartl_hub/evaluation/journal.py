@@ -7,7 +7,6 @@ not be written costs nothing; then another evaluation may take its place.
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,12 +124,7 @@ class Journal:
                 self.write(stage, entry, at[rows], images[rows])
 
     def _write(self, path: Path, content: bytes) -> None:
-        if self.durable:
-            write_file(path, content)
-        else:  # another process may be reading it
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-            partial.write_bytes(content)
-            partial.replace(path)
+        write_file(path, content, durable=self.durable)
 
     def _path(self, stage: str, entry: Entry) -> Path:
         return self.folder / f"{stage}.{int(entry.positions[0]):012d}.safetensors"

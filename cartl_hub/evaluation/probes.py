@@ -47,19 +47,15 @@ def _zero_gradient(trial: Trial) -> list[Comparison]:
     trial.need_images()
     num = zero = int(trial.correct.sum())
     if trial.has_gradient:
-        batches = ((trial.images[rows], trial.labels[rows]) for rows in trial.batches(trial.correct))
-        found = [input_gradient(trial.model, images, labels, cross_entropy)[0] for images, labels in batches]
+        found = [input_gradient(trial.model, images, labels, cross_entropy)[0] for images, labels, _ in trial.correct_images()]
         zero = sum(int((gradient.nan_to_num() == 0).flatten(1).all(1).sum()) for gradient in found)
     return [share("images with a zero gradient", zero, num)]
 
 
 def _small_gradient(trial: Trial) -> list[Comparison]:
-    trial.need_images()
-    trial.need_radius()
-    trial.need_gradient()
+    trial.need_ascent()
     num, small = int(trial.correct.sum()), 0
-    for rows in trial.batches(trial.correct):
-        images, labels = trial.images[rows], trial.labels[rows]
+    for images, labels, _ in trial.correct_images():
         gradient, _, _ = input_gradient(trial.model, images, labels, margin)
         step = trial.eps * steepest_direction(gradient, trial.norm)
         up, down = (images + step).clamp(0, 1), (images - step).clamp(0, 1)
@@ -71,14 +67,11 @@ def _small_gradient(trial: Trial) -> list[Comparison]:
 
 
 def _dead_pixels(trial: Trial) -> list[Comparison]:
-    trial.need_images()
-    trial.need_radius()
-    trial.need_gradient()
+    trial.need_ascent()
     eps = trial.eps if trial.norm == "Linf" else trial.eps / math.sqrt(trial.images[0].numel())  # pixel by pixel
     attack = PGD(eps=eps, step_size=eps / 4, steps=20)
     num, raised = int(trial.correct.sum()), 0
-    for rows in trial.batches(trial.correct):
-        images, labels, keys = trial.images[rows], trial.labels[rows], trial.keys[rows]
+    for images, labels, keys in trial.correct_images():
         gradient, start, _ = input_gradient(trial.model, images, labels, margin)
         if gradient.all():
             continue
@@ -97,12 +90,9 @@ def _dead_pixels(trial: Trial) -> list[Comparison]:
 
 
 def _gradient_direction(trial: Trial) -> list[Comparison]:
-    trial.need_images()
-    trial.need_radius()
-    trial.need_gradient()
+    trial.need_ascent()
     num, wrong = int(trial.correct.sum()), 0
-    for rows in trial.batches(trial.correct):
-        images, labels = trial.images[rows], trial.labels[rows]
+    for images, labels, _ in trial.correct_images():
         gradient, _, _ = input_gradient(trial.model, images, labels, cross_entropy)
         step = trial.eps / 4 * steepest_direction(gradient, trial.norm)
         with torch.no_grad():  # the margin is not rounded to zero where cross-entropy is

@@ -1,7 +1,7 @@
 """A few images on which an evaluation is checked."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -74,6 +74,11 @@ class Trial:
         rows = torch.from_numpy(np.flatnonzero(chosen)).to(self.labels.device)
         return rows.split(self.batch_size) if len(rows) else ()
 
+    def correct_images(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Images that are classified correctly, with their labels and keys, in batches."""
+        for rows in self.batches(self.correct):
+            yield self.images[rows], self.labels[rows], self.keys[rows]
+
     @cached_property
     def logits(self) -> Tensor:
         with torch.no_grad():
@@ -98,6 +103,12 @@ class Trial:
     def need_radius(self) -> None:
         if not self.eps:
             raise Skipped("the radius is 0")
+
+    def need_ascent(self) -> None:
+        """What a step along the gradient needs."""
+        self.need_images()
+        self.need_radius()
+        self.need_gradient()
 
     # Attacks
 

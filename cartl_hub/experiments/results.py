@@ -23,7 +23,6 @@ from .tables import NAMES, Claim, Row, Table, make_tables
 
 TEMPLATE = Path(__file__).parent / "results.md.j2"
 ATTACK = "PGD-100"  # CARTL's
-BEST = " (best by validation)"
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,10 @@ class Point:
     robust: float
     best: bool = False  # by validation, not the last
 
+    @property
+    def title(self) -> str:
+        return f"{self.label} (best by validation)" if self.best else self.label
+
 
 def points(tables: Sequence[Table], results: Mapping[str, CellResult]) -> list[Point]:
     """One for each entry of a table that was run on the whole target, and for its best weights by validation, without
@@ -126,14 +129,14 @@ def points(tables: Sequence[Table], results: Mapping[str, CellResult]) -> list[P
     for table in (table for table in tables if table.name in ("cases", "ablation", "bn")):
         for row in table.rows:
             for column, cells in row.cells.items():
-                for weights, said in (("last", ""), ("best", BEST)):
+                for weights in ("last", "best"):
                     parts = [getattr(results[cell.key], weights) for cell in cells if cell.key in results]
                     measured = [part for part in parts if part is not None]
                     if measured:
                         clean, worst = (
                             float(np.mean([part.accuracy(name).accuracy for part in measured])) for name in ("clean", WORST)
                         )
-                        point = Point(f"{row.label}, {column}{said}", clean, worst, best=weights == "best")
+                        point = Point(f"{row.label}, {column}", clean, worst, best=weights == "best")
                         found.setdefault((weights, *(cell.key for cell in cells)), point)
     return list(found.values())
 
@@ -173,9 +176,8 @@ def scatter(found: Sequence[Point]) -> Figure:
         place = (100 * point.clean, 100 * point.robust)
         left = point.clean < (front[0].clean + front[-1].clean) / 2  # labels stay inside
         offset = (5 if left else -5, -12 if number % 2 else 5)  # neighbours have theirs on different sides
-        name = point.label.removesuffix(BEST)
         axes.annotate(
-            name, place, xytext=offset, textcoords="offset points", ha="left" if left else "right", fontsize=7, color=GREY
+            point.label, place, xytext=offset, textcoords="offset points", ha="left" if left else "right", fontsize=7, color=GREY
         )
     axes.set_xlabel("clean accuracy, %")
     axes.set_ylabel("accuracy in the worst case, %")

@@ -112,8 +112,14 @@ class _Reader:
     def read_again(self, trained_on: Mapping[str, Any]) -> Splits:
         """With what was set aside when a model was trained on these data."""
         set_aside = self._set_aside(trained_on)
-        if not set_aside:
-            return self.read()
+        return self._with_part(set_aside) if set_aside else self.read()
+
+    def _with_part(self, set_aside: Mapping[str, Any]) -> Splits:
+        """All parts, of which the test part is the one that was set aside.
+
+        Raises:
+            DataError: If it is another one now.
+        """
         chosen = {key: set_aside[key] for key in ("seed", "test_share", "validation_share")}
         chosen["test_seed"] = set_aside.get("test_seed", set_aside["seed"])  # older models state one seed for both
         self.arguments = replace(self.arguments, **chosen)
@@ -148,9 +154,7 @@ class _Reader:
             if isinstance(split, IterableDataset):
                 return False
             image, label = find_columns({"train": split}, self.arguments, notes)
-            raw = undecoded(split, label)[:][label]
-            names = trial.classes.names(split.features[label], label, {"train": raw})
-            labels = trial.classes.labels(raw, split.features[label], label, names, "train")
+            names, labels = trial._classified(split, label, "train")
             seed = set_aside.get("test_seed", set_aside["seed"])
             _, held = stratified_split(labels, set_aside["test_share"], seed)
             if index_hash(held) != set_aside["index_hash"]:
@@ -163,9 +167,9 @@ class _Reader:
     def read_test(self, trained_on: Mapping[str, Any]) -> ImageData | StreamingData:
         """The images to measure a model on."""
         splits = self.source.splits
-        if self._set_aside(trained_on):
+        if set_aside := self._set_aside(trained_on):
             self.measures = True
-            return self.read_again(trained_on).test
+            return self._with_part(set_aside).test
         found = {role: name for role in ("test", "validation", "train") for name in reversed(ROLES[role]) if name in splits}
         name = found.get("test") or found.get("validation") or found.get("train")
         if name is None and len(splits) > 1:
@@ -185,10 +189,14 @@ class _Reader:
             description = describe(self.source.origin, name, self.policy)
             columns = undecoded(split, image, label)
             return StreamingData(columns, names, self.policy, image, label, classes=classes, description=description)
-        raw = undecoded(split, label)[:][label]
-        names = self.classes.names(split.features[label], label, {"test": raw})
-        labels = self.classes.labels(raw, split.features[label], label, names, name)
+        names, labels = self._classified(split, label, name)
         return self._images(split, image, labels, names, name)
+
+    def _classified(self, split: Dataset, label: str, role: str) -> tuple[tuple[str, ...], Tensor]:
+        """Classes of one split, and that of each of its images."""
+        feature, raw = split.features[label], undecoded(split, label)[:][label]
+        names = self.classes.names(feature, label, {role: raw})
+        return names, self.classes.labels(raw, feature, label, names, role)
 
     def _roles(self) -> dict[str, Any]:
         """Which split is which; the rest is ignored aloud."""

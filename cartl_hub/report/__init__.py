@@ -12,6 +12,7 @@ from .report import Report as Report
 from .results import FILES as FILES
 from .results import Results as Results
 from .results import plain_json as plain_json
+from .words import NO_CHECK as NO_CHECK
 from .words import eps_text as eps_text
 from .words import few_made as few_made
 from .words import printable as printable

@@ -21,7 +21,7 @@ from ..files import write_files
 from . import plots
 from .figures import AttackResult, Check, Curve, WorstCase
 from .results import FILES, Results
-from .words import eps_text, few_made, printable, text
+from .words import FEW_CHECKS, NO_CHECK, eps_text, few_made, printable, text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCALED_UP = 96  # images of fewer pixels a side are shown with square pixels
@@ -151,7 +151,7 @@ def of_hundred(accuracy: float) -> str:
 
 def verdict(report: Results) -> tuple[str, str]:
     """The worst status of the checks, and what they say together; at least a warning of a model that may be guessing."""
-    status, sentence = _checked(report.checks)
+    status, sentence = _checked(report.made_checks)
     if not report.doubt:
         return status, sentence
     if status in ("pass", "skipped") and any(check.status == "pass" for check in report.checks):
@@ -160,22 +160,17 @@ def verdict(report: Results) -> tuple[str, str]:
 
 
 def _checked(checks: Sequence[Check]) -> tuple[str, str]:
-    done = [check for check in checks if check.status != "skipped"]
-    made = [check.status for check in done]
-    if not made or [check.name for check in done if check.status == "pass"] == ["second-verdict"]:  # that one is always made
-        return "skipped", "No check was made of whether the attacks were as strong as they can be."
+    made = [check.status for check in checks]
+    if not made:
+        return "skipped", NO_CHECK.capitalize()
     counts = f"of {len(made)} check{'s' * (len(made) > 1)}"
     if failed := made.count("fail"):
         return "fail", f"{failed} {counts} failed: the robust accuracy may be far too high. Read them before you rely on it."
     if warned := made.count("warn"):
         return "warn", f"{warned} {counts} gave a warning: read what it means for the robust accuracy."
     passed = "The one check that was made passed" if len(made) == 1 else f"All {len(made)} checks that were made passed"
-    return "skipped" if len(made) <= 8 else "pass", f"{passed}{few_made(len(made), _fewest(done))}."
-
-
-def _fewest(checks: Sequence[Check]) -> int:
-    """Images on which the checks were made, but for the one that comes with the attacks."""
-    return min(check.num_images for check in checks)
+    few = few_made([check.num_images for check in checks])
+    return "skipped" if len(made) <= FEW_CHECKS else "pass", f"{passed}{few}."
 
 
 def chart_lines(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:

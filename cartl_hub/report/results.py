@@ -161,6 +161,13 @@ class Results:
         """Failures first, then warnings, passes, and what was skipped."""
         return sorted(self.checks, key=lambda check: ("fail", "warn", "pass", "skipped").index(check.status))
 
+    @property
+    def made_checks(self) -> list[Check]:
+        """Those that were made, failures first; none where there is but the second verdict, which comes with the attacks."""
+        made = [check for check in self.ranked_checks() if check.status != "skipped"]
+        alone = [(check.name, check.status) for check in made] == [("second-verdict", "pass")]
+        return [] if alone else made
+
     # JSON
 
     @classmethod

@@ -1,6 +1,6 @@
 """Radii, shares and settings in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -22,11 +22,19 @@ def percent(share: float) -> str:
     return f"{100 * share:.{digits}f}"
 
 
-def few_made(num_made: int, num_images: int) -> str:
-    """What to add to the number of checks that passed: of some eighteen, a few say little, and so do few images."""
-    if num_made <= 8:
+FEW_CHECKS = 8  # of some eighteen, which say little
+NO_CHECK = "no check was made of whether the attacks were as strong as they can be."
+
+
+def few_made(num_images: Sequence[int]) -> str:
+    """What to add to the number of checks that passed: a few say little, and so do few images.
+
+    Args:
+        num_images: Of each check that was made.
+    """
+    if len(num_images) <= FEW_CHECKS:
         return "; most were not made"
-    return f"; on {num_images} images they show large differences only" if num_images < 100 else ""
+    return f"; on {min(num_images)} images they show large differences only" if min(num_images) < 100 else ""
 
 
 def printable(words: str, keep: str = "") -> str:

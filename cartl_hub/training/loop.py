@@ -29,7 +29,7 @@ from ..files import locked
 from ..methods import Batch, Method
 from ..methods.method import Images
 from ..models import Classifier
-from ..processes import bar_interval, is_main_process
+from ..processes import bar_interval
 from ..randomness import image_keys, seed_generators, step_seed
 from ..spectral import plain_state_dict
 from ..weights import content_hash
@@ -134,12 +134,12 @@ class _Run:
         if not method.uses_labels:
             self._check_without_labels()
         self._check_validation()
-        if self.per_epoch is not None and self.per_epoch < 5 and self.num_steps < 100 and is_main_process():
+        self.accelerator = _accelerator(arguments, self.folder)
+        if self.per_epoch is not None and self.per_epoch < 5 and self.num_steps < 100 and self.accelerator.is_main_process:
             logger.warning(
                 "%d images in batches of %d make %d steps in all, %d an epoch; a smaller batch_size (--batch-size 32) makes more",
                 *(len(data), arguments.batch_size, self.num_steps, self.per_epoch),
             )
-        self.accelerator = _accelerator(arguments, self.folder)
         world = self.accelerator.num_processes
         if arguments.batch_size % world:
             raise ValueError(f"batch_size must be a multiple of the {world} processes, got {arguments.batch_size}.")
