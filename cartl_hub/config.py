@@ -79,6 +79,8 @@ def from_dict(
                 values[key] = [from_dict(item, kinds, expected=choices) if isinstance(item, Mapping) else item for item in value]
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
+        elif isinstance(value, bool) and bool not in (hints[key], *get_args(hints[key])):  # pydantic takes it for 0 or 1
+            raise ValueError(f"{name} can't be made: {key}: expected no boolean, got {str(value).lower()}.")
         else:
             values[key] = _fractions(value, hints[key])
     try:

@@ -54,6 +54,7 @@ def test_nested():
         ({"name": "NEFT", "num_block": 2}, r"NEFT has no 'num_block' \(did you mean 'num_blocks'\?\); it has num_blocks, beta"),
         ({"name": "NEFT"}, "NEFT can't be made: num_blocks: Field required"),
         ({"name": "NEFT", "num_blocks": "four"}, "NEFT can't be made: num_blocks: Input should be a valid integer"),
+        ({"name": "NEFT", "num_blocks": True}, "NEFT can't be made: num_blocks: expected no boolean, got true"),
         ({"name": "NEFT", "num_blocks": 2, "beta": "1/0"}, "NEFT can't be made: beta: Input should be a valid number"),
         ({"name": "NEFT", "num_blocks": 2, "beta": -1}, "NEFT can't be made: NEFT: beta must be > 0, got -1"),
         ({"name": "NEFT", "num_blocks": 2, "sigma": "svd"}, "NEFT can't be made: sigma: Input should be 'kernel' or 'operator'"),

@@ -22,6 +22,7 @@ from cartl_hub import (
     BatchNormPolicy,
     FeatureCache,
     FineTuning,
+    LwF,
     ModelError,
     TrainingArguments,
     load_model,
@@ -554,6 +555,23 @@ def test_a_sweep_of_which_a_cell_fails_has_its_table(source, target, tmp_path, m
     assert len(run_sweep(sweep, tmp_path / "sweep", render=True)) == 2
 
 
+def test_a_sweep_of_another_method_over_named_columns(source, target, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "load_target", lambda wanted, policy: read.append(wanted.read) or target.load(policy))
+    read = []
+    command = ["sweep", source, "--data", target.location, "--method", "neft", "--beta", "0.6", "--blocks", "0", "--clean-only"]
+    command += ["--num-images", "4", "--seeds", "0", "--epochs", "1", "--batch-size", "4", "--label-column", "label"]
+    result = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "sweep")])
+    assert result.exit_code == 0, result.output
+    (cell,) = (tmp_path / "sweep" / "cells").iterdir()
+    method = json.loads(cell.read_text())["cell"]["method"]
+    assert (method["name"], method["num_blocks"], method["beta"]) == ("NEFT", 1, 0.6)
+    assert {one.label_column for one in read} == {"label"}
+    assert "fine-tuned by NEFT (beta=0.6, " in (tmp_path / "sweep" / "README.md").read_text()
+    refused = CliRunner().invoke(app, ["sweep", source, "--data", target.location, "--beta", "0.6"])
+    assert refused.exit_code == 2
+    assert "--method neft" in re.sub(r"\s+", " ", refused.output)
+
+
 def test_one_seed_judges_nothing(source, target, tmp_path):
     other = save_model(load_model(source), tmp_path / "other")
     chosen = {"sources": (source, str(other)), "target": target, "blocks": (0,), "num_images": (22,), "seeds": (0,)}
@@ -698,6 +716,8 @@ def test_sweep_plots():
         ({"seeds": ()}, "expected different entries in seeds, at least one"),
         ({"blocks": (1, 1)}, "expected different entries in blocks"),
         ({"num_images": (0,)}, "each of num_images must be >= 1, got 0"),
+        ({"method": LwF()}, "expected a method that trains the last num_blocks blocks, got LwF"),
+        ({"method": NEFT(num_blocks=2)}, "NEFT: num_blocks must be a whole number, got None.* leave it out"),
         ({"attacks": {"clean": FGSM(eps=0.1)}}, "names of attacks that can be columns .* got 'clean'"),
         ({"attacks": {"seed": FGSM(eps=0.1)}}, "names of attacks that can be columns .* got 'seed'"),
         ({"attacks": {"a/b": FGSM(eps=0.1)}}, "names of attacks that can be columns .* got 'a/b'"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import DataId
+from .options import DataId, ImageColumn, LabelColumn
 from .shown import command, show
 
 if TYPE_CHECKING:
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from ..experiments.cell import Measured
 
 commands = typer.Typer(rich_markup_mode="markdown")
+
+
+class SweptMethod(StrEnum):
+    """Transfer methods with a depth."""
+
+    finetune = "finetune"
+    neft = "neft"
 
 
 class TableName(StrEnum):
@@ -105,6 +112,8 @@ def sweep(
         str, typer.Option(help="Numbers of target images; all: all of them.")
     ] = "100,200,400,800,1600,3200,6400",
     seeds: Annotated[str, typer.Option(help="Of images, classifier and training.")] = "0,1,2",
+    method: Annotated[SweptMethod, typer.Option(help="Transfer method.")] = SweptMethod.finetune,
+    beta: Annotated[float | None, typer.Option(help="neft: spectral norm of each trained weight; by default 0.4.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 150,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 128,
     lr: Annotated[float, typer.Option(help="Learning rate; a tenth of it after each third.")] = 0.1,
@@ -115,6 +124,8 @@ def sweep(
     test_images: Annotated[
         int | None, typer.Option(min=1, help="Test images that are measured, stratified; by default all.")
     ] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     data_id: DataId = None,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the training images.")] = True,
     augment: Annotated[
@@ -133,11 +144,16 @@ def sweep(
 
     from ..data import Augmentation
     from ..experiments import Sweep, run_sweep
+    from ..loading import DataArguments
+    from ..methods import NEFT, FineTuning
     from ..recipe import RecipeData
     from ..training import FeatureCache
 
     name = Path(data).resolve().name if Path(data).exists() else data
-    wanted = Sweep(sources=tuple(sources), target=RecipeData(id=data_id or name, local=data))
+    if beta is not None and method is not SweptMethod.neft:
+        raise typer.BadParameter(f"--beta is an option of --method neft, got it with {method}; leave it out.")
+    read = DataArguments(image_column=image_column, label_column=label_column)
+    wanted = Sweep(sources=tuple(sources), target=RecipeData(id=data_id or name, local=data, read=read))
     training = replace(
         wanted.training,
         epochs=epochs,
@@ -152,6 +168,7 @@ def sweep(
         blocks=counts("--blocks", blocks),
         num_images=counts("--num-images", num_images),
         seeds=tuple(whole_seed(seed) for seed in counts("--seeds", seeds)),
+        method=FineTuning() if method is SweptMethod.finetune else NEFT(num_blocks=1, beta=0.4 if beta is None else beta),
         training=training,
         attacks=wanted.attacks if attack else {},
         test_images=test_images,

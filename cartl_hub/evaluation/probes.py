@@ -249,8 +249,8 @@ CHECKS = {
         NEIGHBOUR_CHANGE,
         "fail",
         "What the model says of an image doesn't depend on the other images of the batch.",
-        "What the model says of an image depends on the other images of the batch.",
-        "Use stored statistics instead of those of the batch.",
+        "What the model says of an image depends on the other images of the batch, or now and then on random numbers.",
+        "Use stored statistics instead of those of the batch; look for random numbers that are drawn in some passes only.",
         unit="of the logits' spread",
     ),
     "zero-gradient": Probe(

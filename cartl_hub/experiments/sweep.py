@@ -4,7 +4,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,10 @@ import pandas as pd
 from ..attacks import PGD, Attack
 from ..batchnorm import BatchNormPolicy
 from ..blocks import count_blocks
+from ..config import to_dict
 from ..files import write_files
 from ..finetuner import open_untrained
-from ..methods import FineTuning
+from ..methods import FineTuning, Method
 from ..ranges import check_whole
 from ..recipe import RecipeData
 from ..report.plots import encode
@@ -35,7 +36,7 @@ def _thirds() -> TrainingArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Every source with every depth on every number of images, by natural fine-tuning with frozen source statistics.
+    """Every source with every depth on every number of images; frozen blocks keep the source's statistics.
 
     Args:
         sources: Ids, folders or timm names; the last one is that which differences are from, the natural one as a rule.
@@ -43,13 +44,15 @@ class Sweep:
         blocks: Residual blocks that are trained with the classifier, and the norm between them; None is the whole network.
         num_images: Numbers of target images, stratified, each set inside the larger ones; None is all.
         seeds: Of the choice of images, the classifier and training; one cell for each.
+        method: How to fine-tune; its ``num_blocks`` is replaced by each depth. Natural fine-tuning, as in the paper, by default.
         training: How to train; its seed is replaced. The paper's by default. Where it has a ``cache``, cells that train the
             whole network go without.
         attacks: By name; with none, clean accuracy alone is measured.
         test_images: Test images, stratified; all by default.
 
     Raises:
-        ValueError: On empty or wrong entries, or names of attacks that are columns of the table already.
+        ValueError: On empty or wrong entries, a method without ``num_blocks`` or one that can't train the whole network where
+            that is asked for, or names of attacks that are columns of the table already.
     """
 
     sources: tuple[str, ...]
@@ -57,6 +60,7 @@ class Sweep:
     blocks: tuple[int | None, ...] = (0, 1, 3, 9, None)
     num_images: tuple[int | None, ...] = (100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, None)
     seeds: tuple[int, ...] = (0, 1, 2)
+    method: Method = field(default_factory=FineTuning)
     training: TrainingArguments = field(default_factory=_thirds)
     attacks: dict[str, Attack] = field(default_factory=lambda: {"PGD-20": PGD(eps=8 / 255, step_size=2 / 255, steps=20)})
     test_images: int | None = None
@@ -70,6 +74,13 @@ class Sweep:
             for value in getattr(self, name):
                 if value is not None:
                     check_whole(f"each of {name}", value, (">=", low))
+        if not any(each.name == "num_blocks" and each.init for each in fields(self.method)):
+            raise ValueError(
+                f"expected a method that trains the last num_blocks blocks, got {type(self.method).__name__}, which has no such "
+                "argument; take FineTuning, NEFT, AdversarialTraining or TRADES."
+            )
+        for blocks in self.blocks:
+            self._method(None if blocks is None else 1)
         for name in self.attacks:
             if name in PLACES or not re.fullmatch(r"\w[\w .+-]*", name):
                 raise ValueError(
@@ -93,7 +104,7 @@ class Sweep:
             (source, WHOLE if blocks is None else str(blocks), number, seed): Cell(
                 source=source,
                 target=replace(self.target, read=replace(self.target.read, train_images=number, seed=seed)),
-                method=FineTuning(num_blocks=depths[source][blocks]),
+                method=self._method(depths[source][blocks]),
                 bn=BatchNormPolicy(),
                 training=replace(self.training, seed=seed, cache=None if blocks is None else self.training.cache),
                 attacks=self.attacks,
@@ -105,6 +116,13 @@ class Sweep:
             for blocks in self.blocks
             for source in self.sources
         }
+
+    def _method(self, num_blocks: int | None) -> Method:
+        try:
+            return replace(self.method, num_blocks=num_blocks)  # type: ignore[call-arg]
+        except ValueError as error:
+            whole = " The whole network is one of blocks; leave it out." if num_blocks is None else ""
+            raise ValueError(f"{type(self.method).__name__}: {error}{whole}") from error
 
     def _depths(self, source: str) -> dict[int | None, int | None]:
         model = open_untrained(source)
@@ -180,9 +198,19 @@ def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, sweep: Sweep, results:
     }
     contents |= {folder / f"{name}.csv": part.to_csv(index=False) for name, part in tables.items()}
     contents[folder / "sweep.parquet"] = table.to_parquet(index=False)
-    contents[folder / "README.md"] = render_sweep(tables, figures, results, sweep.sources, sweep.num_cells - len(results))
+    contents[folder / "README.md"] = render_sweep(
+        tables, figures, results, sweep.sources, _in_words(sweep.method), sweep.num_cells - len(results)
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_files(contents)
+
+
+def _in_words(method: Method) -> str:
+    """Without the depth, which differs."""
+    if isinstance(method, FineTuning):
+        return "on natural images"
+    options = [f"{name}={value}" for name, value in to_dict(method).items() if name not in ("name", "num_blocks", "attack")]
+    return f"by {type(method).__name__} ({', '.join(options)})"
 
 
 Found = Mapping[tuple[str, str, int | None, int], CellResult]

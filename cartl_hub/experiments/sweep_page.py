@@ -50,6 +50,7 @@ def render_sweep(
     figures: Mapping[str, Figure],
     results: Sequence[CellResult],
     sources: Sequence[str],
+    method: str,
     num_missing: int,
 ) -> str:
     """Means and paired differences over seeds with 95% intervals of Student's t, what is saved, and how it was made.
@@ -59,6 +60,7 @@ def render_sweep(
         figures: By name.
         results: Of the cells.
         sources: In order; differences are from the last one.
+        method: In words, after "fine-tuned".
         num_missing: Cells of the sweep that were not run.
     """
     table, reference = tables["sweep"], sources[-1]
@@ -84,6 +86,7 @@ def render_sweep(
     return render(
         TEMPLATE,
         target=results[0].cell["target"]["id"],
+        method=method,
         training=results[0].cell["training"],
         sources=sources,
         reference=reference,
