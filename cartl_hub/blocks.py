@@ -1,6 +1,6 @@
 """Ordered block partition of a model, and which of its parameters are trained."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -10,6 +10,8 @@ from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
 from .models import Classifier
+from .modules import eval_mode
+from .spectral import Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,3 +159,21 @@ def recorded_input(model: Classifier, modules: Iterable[nn.Module]) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
+
+
+def input_sizes(model: Classifier, layers: Sequence[nn.Module]) -> dict[nn.Module, Size]:
+    """Height and width that each convolution among ``layers`` sees for an image of the model's input size."""
+    sizes: dict[nn.Module, Size] = {}
+
+    def record(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args[0].ndim == 4:
+            sizes[layer] = (args[0].shape[2], args[0].shape[3])
+
+    handles = [layer.register_forward_pre_hook(record) for layer in layers]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(torch.zeros(1, model.image_policy.num_channels, *model.image_policy.size, device=model.mean.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes

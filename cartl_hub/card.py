@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .blocks import list_blocks
 from .hub import bundled_models, untrained_recipes
-from .licences import LICENCES
+from .licenses import LICENSES
 from .models import Classifier
 from .report import NO_CHECK, Report, eps_text, few_made, printable
 
@@ -104,7 +104,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
     claims_robust = robust or (bool(lineage.get("threat_model")) and high > chance)
     card_data = ModelCardData(
         model_name=name,
-        **_licence_metadata(lineage.get("licence")),
+        **_license_metadata(lineage.get("license")),
         library_name="cartl_hub" if needs_import else "timm",
         pipeline_tag="image-classification",
         tags=[
@@ -144,9 +144,9 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         arguments=_plain_yaml(lineage.get("arguments")),
         lineage=_lineage_lines(lineage),
         notes=lineage.get("notes", []),
-        licence=lineage.get("licence") or "not stated",
-        source_licence=(source or {}).get("licence"),
-        data_licence=data.get("licence", "that of the data set"),
+        license=lineage.get("license") or "not stated",
+        source_license=(source or {}).get("license"),
+        data_license=data.get("license", "that of the data set"),
         citations=[text for names, text in CITATIONS if not _names(method).isdisjoint(names)],
         logits_are_close=method.get("name") == "NEFT",
         percent=percent,
@@ -169,11 +169,11 @@ def _is_hub_id(value: Any) -> bool:
     return is_repo_id(value) and "/" in (value or "")
 
 
-def _licence_metadata(licence: Any) -> dict[str, Any]:
-    """A licence as the Hub knows it; one that it has no identifier for is "other" with a name."""
-    if not licence:
+def _license_metadata(license: Any) -> dict[str, Any]:
+    """A license as the Hub knows it; one that it has no identifier for is "other" with a name."""
+    if not license:
         return {}
-    if (slug := re.sub(r"[^a-z0-9.+]+", "-", str(licence).lower()).strip("-")) in LICENCES:
+    if (slug := re.sub(r"[^a-z0-9.+]+", "-", str(license).lower()).strip("-")) in LICENSES:
         return {"license": slug}
     return {"license": "other"} | ({"license_name": slug} if slug else {})
 
@@ -301,7 +301,7 @@ def _checks_lines(report: Report) -> list[str]:
     lines = [f"{passed} of the {len(made)} checks that were made passed{few}.", *others]
     if not made:
         lines = [NO_CHECK] if any(check.status != "skipped" for check in report.checks) else []
-    return [report.doubt, *lines] if report.doubt else lines
+    return [*filter(None, (report.guess, report.mistrust)), *lines]
 
 
 def _training_lines(lineage: Mapping[str, Any]) -> list[str]:

@@ -5,12 +5,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import pydantic
 import yaml
 
+Choice = TypeVar("Choice")
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([1-9]\d*)\s*")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that occurs twice in a mapping, where YAML's own loader keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+        if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
@@ -20,7 +31,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: If it isn't one that can be read.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise ValueError(f"expected a YAML file in {path}, which does not exist.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -90,6 +101,29 @@ def from_dict(
             f"{'.'.join(map(str, item['loc'])) or name}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()
         ]
         raise ValueError(f"{name} can't be made: {'; '.join(problems)}") from error
+
+
+def with_changes(choice: Choice, changes: Mapping[str, Any], kinds: Mapping[str, type]) -> Choice:
+    """A copy of a choice with other values.
+
+    Args:
+        choice: A dataclass among ``kinds``.
+        changes: Values by field, as a recipe states them; "schedule.decay" is a field of the choice in ``schedule``.
+        kinds: Classes by name.
+
+    Raises:
+        ValueError: As :func:`from_dict`, or if what has a field is no choice.
+    """
+    content = to_dict(choice)
+    for path, value in changes.items():
+        *parents, field = path.split(".")
+        inner = content
+        for parent in parents:
+            inner = inner.get(parent)
+            if not isinstance(inner, Mapping):
+                raise ValueError(f"{type(choice).__name__} has no {path!r}: {parent!r} holds no other settings.")
+        inner[field] = value
+    return from_dict(content, kinds)
 
 
 def _hint(word: str, words: Any) -> str:

@@ -189,8 +189,9 @@ class ImageData:
             yield from map(self.get, plans)
             return
         # a generator of its own: the global one must not depend on where images come from
-        planned = _Planned(self.images, plans)
-        for drawn in torch.utils.data.DataLoader(planned, batch_size=None, num_workers=self.workers, generator=torch.Generator()):
+        options: Any = {"generator": torch.Generator(), "pin_memory": torch.cuda.is_available()}
+        loader = torch.utils.data.DataLoader(_Planned(self.images, plans), batch_size=None, num_workers=self.workers, **options)
+        for drawn in loader:
             if isinstance(drawn, DataError):
                 raise drawn
             yield drawn

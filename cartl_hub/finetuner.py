@@ -4,22 +4,20 @@ import copy
 import difflib
 import logging
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import timm
 import torch
 from huggingface_hub import CommitInfo
 from torch import nn
 
-from .attacks import Attack
 from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks
 from .card import render_card
-from .evaluation import evaluate
+from .evaluation import EvaluationOptions, evaluate
 from .folder import ModelError, check_target, check_weights, read_report, read_untrained, save_model
 from .hub import bundled_models, find_model, open_folder, untrained_recipes
 from .lineage import lineage
@@ -51,7 +49,7 @@ class RobustFineTuner:
         data_arguments: How to read the data.
         output_dir: Where checkpoints, logs and the model go; by default ``runs/`` and the model's name.
         name: Of the new model; by default architecture, method and data.
-        licence: Of the new weights, for card and config, e.g. "mit"; by default none is stated, as it depends on the source's and
+        license: Of the new weights, for card and config, e.g. "mit"; by default none is stated, as it depends on the source's and
             on that of your data.
         revision: Commit, branch or tag of a source on the Hub.
         push_to_hub: Publish the model whenever :meth:`save` writes it. Token, rights and card are checked here.
@@ -77,7 +75,7 @@ class RobustFineTuner:
         data_arguments: DataArguments | None = None,
         output_dir: str | Path | None = None,
         name: str | None = None,
-        licence: str | None = None,
+        license: str | None = None,
         revision: str | None = None,
         push_to_hub: bool = False,
         hub_model_id: str | None = None,
@@ -117,8 +115,8 @@ class RobustFineTuner:
         check_target(self.output_dir / "model")
         self.result: Result | None = None
         self.report: Report | None = None
-        of_source = self.model.lineage.get("licence") or self.model.backbone.pretrained_cfg.get("license")
-        self.source, self._licence = self.source | ({"licence": of_source} if of_source else {}), licence
+        of_source = self.model.lineage.get("license") or self.model.backbone.pretrained_cfg.get("license")
+        self.source, self._license = self.source | ({"license": of_source} if of_source else {}), license
         self.model.lineage = self._lineage(None)
         self.commit: CommitInfo | None = None  # of the last time that it was published
         self.hub_model_id, self._hub_token, self._push = hub_model_id, hub_token, push_to_hub
@@ -155,7 +153,7 @@ class RobustFineTuner:
         interrupted, or returns at once where it had ended; the weights are those of a run that was not interrupted.
 
         Args:
-            resume: Go on so. False: begin anew, whatever run ``output_dir`` holds; its checkpoints are removed.
+            resume: Continue an interrupted run. If False, start over: checkpoints in ``output_dir`` are removed.
 
         Raises:
             ValueError: If ``output_dir`` holds a run with other arguments, and with ``resume``.
@@ -175,27 +173,23 @@ class RobustFineTuner:
         self.model.lineage = self._lineage(self.result)
         return self.result
 
-    def evaluate(self, *, attacks: Mapping[str, Attack] | None = None, num_images: int | None = None, **kwargs: Any) -> Report:
+    def evaluate(self, **options: Unpack[EvaluationOptions]) -> Report:
         """Clean and robust accuracy on the test split, as :func:`cartl_hub.evaluate` measures it.
 
         Args:
-            attacks: By name; by default :func:`cartl_hub.default_attacks`.
-            num_images: Of the test split, as for :func:`cartl_hub.evaluate`; all by default.
-            kwargs: As for :func:`cartl_hub.evaluate`.
+            options: As for :func:`cartl_hub.evaluate`: ``strength``, ``num_images``, ``attacks``, ``checks``, ``budget``, ...
         """
         context: dict[str, Any] = {
             "id": self.name,
             "notes": [*self.splits.notes, *([] if self.result else ["the model is not trained yet"])],
             "source": self.source,
         }
+        options["context"] = context | dict(options.get("context") or {})
         self.report = evaluate(
             self.model.eval(),
             self.splits.test,
-            attacks=attacks,
-            num_images=num_images,
             source_report=self._source_report,
-            context=context | kwargs.pop("context", {}),
-            **kwargs,
+            **options,
         )
         return self.report
 
@@ -270,7 +264,7 @@ class RobustFineTuner:
             source=self.source,
             notes=self.notes,
         )
-        return record | {"name": self.name, "tag": self.name.partition(".")[2], "licence": self._licence}
+        return record | {"name": self.name, "tag": self.name.partition(".")[2], "license": self._license}
 
 
 @dataclass(frozen=True)
@@ -292,7 +286,7 @@ def open_source(source: str | Path | nn.Module | Source, revision: str | None = 
     """A source model of any kind; one that is open already is returned.
 
     Raises:
-        ModelError: If there is none, or its weights can't be had.
+        ModelError: If there is none, or its weights can't be obtained.
     """
     if isinstance(source, Source):
         return source
@@ -322,16 +316,20 @@ def _report_of(folder: Path, model: Classifier) -> Report | None:
 
 
 def _open_timm(name: str) -> Source:
+    architecture = name.partition(".")[0]
     if not timm.is_model_pretrained(name):
+        tags = [name for name in bundled_models() if name.partition(".")[0] == architecture]
+        similar = difflib.get_close_matches(name, [*tags, *timm.list_pretrained(f"{architecture}.*")], n=3, cutoff=0.4)
         raise ModelError(
-            f"timm has no pretrained weights for {name!r}, and a source needs weights; for an untrained one pass "
-            f"cartl_hub.create_model({name!r})."
+            f"expected a source with weights, got {name!r}, which is neither a bundled model nor one of timm's with weights."
+            + (f" Similar names: {', '.join(similar)}." if similar else "")
+            + f" An untrained network is cartl_hub.create_model({architecture!r})."
         )
     try:
         model = create_model(name, pretrained=True)
     except Exception as error:  # what the Hub client raises without a network
         raise ModelError(
-            f"timm's pretrained weights of {name!r} can't be had: {error}. Without a network pass a folder, or a model "
+            f"timm's pretrained weights of {name!r} can't be obtained: {error}. Without a network pass a folder, or a model "
             f"of your own weights: cartl_hub.create_model({name!r}, checkpoint_path=...)."
         ) from error
     hub_id = model.backbone.pretrained_cfg.get("hf_hub_id")

@@ -6,7 +6,6 @@ under the key "cartl_hub" of the config.
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,17 +21,15 @@ from .files import sha256, write_files
 from .images import ImagePolicy, policy_to_dict
 from .lineage_schema import check_lineage
 from .models import Classifier, create_model
-from .models.classifier import NOT_BUILT
+from .models.settings import check_model_args, check_normalisation, check_sizes
+from .modules import not_finite
 from .processes import is_main_process
 from .report import FILES, Report
 from .weights import plain_state, stored_dtype, weights_bytes
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
-_PLAIN = (str, int, float, bool, type(None), list)
-_DEEPEST = 512
 _CONFIG_BYTES = 16 << 20
-_LARGEST = 65_536  # of any count or size in a config: more is a mistake or an attack on the memory
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -96,14 +93,8 @@ def check_weights(model: Classifier) -> None:
         raise ValueError(
             f"expected plain weights, got the reparametrised {reparametrised}; remove that, or wait until training has ended."
         )
-    if broken := _not_finite(state):
+    if broken := not_finite(state):
         raise ValueError(f"expected finite weights, got NaN or infinite values in {broken}.")
-
-
-def _not_finite(state: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor with NaN or infinite values."""
-    broken = (name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all())
-    return next(broken, None)
 
 
 def check_target(folder: Path) -> None:
@@ -154,8 +145,8 @@ def model_config(model: Classifier, weights_sha256: str | None = None) -> dict[s
         for key in ("pool_size", "first_conv", "classifier", "license", "fixed_input_size")
         if cfg.get(key) is not None
     }
-    if "licence" in model.lineage:  # of these weights, which need not be that of those they were made from
-        shown["license"] = model.lineage["licence"]
+    if "license" in model.lineage:  # of these weights, which need not be that of those they were made from
+        shown["license"] = model.lineage["license"]
     return {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
@@ -201,7 +192,7 @@ def read_model(folder: Path) -> Classifier:
             _check_state(state, build_model(config).backbone.state_dict(), folder)
         model = build_model(config)
     _check_state(state, model.backbone.state_dict(), folder)
-    if broken := _not_finite(state):
+    if broken := not_finite(state):
         raise ModelError(f"{broken} in {folder}: expected finite weights, got NaN or infinite values.")
     model.backbone.load_state_dict(state)
     model.stored_as = stored_dtype(state)
@@ -270,50 +261,18 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _check_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     check_lineage(own.get("lineage", {}))
     args, cfg, policy = config.get("model_args") or {}, config.get("pretrained_cfg"), own.get("image_policy", {})
-    if not isinstance(args, dict) or not all(isinstance(value, _PLAIN) for value in args.values()):
-        raise ValueError(f"model_args must be a mapping of plain values, got {args!r}.")
+    check_model_args(args)
     if args.get("num_classes", config.get("num_classes")) != config.get("num_classes"):
         raise ValueError(f"expected {config.get('num_classes')} as num_classes of model_args too, got {args['num_classes']!r}.")
-    refused = {*NOT_BUILT, "scriptable", "exportable", "no_jit"} - {"num_classes"}  # which timm repeats there
-    if foreign := sorted(set(args) & refused):
-        raise ValueError(f"model_args must describe an architecture, got {', '.join(foreign)}.")
     if not isinstance(cfg, dict) or not isinstance(policy, dict):
         raise ValueError("expected mappings as pretrained_cfg and image_policy.")
     if isinstance(config.get("num_classes"), bool) or not isinstance(config.get("num_classes"), int):
         raise ValueError(f"expected a whole number as num_classes, got {config.get('num_classes')!r}.")
-    _check_sizes([args, cfg.get("input_size"), policy, config["num_classes"]])
-    for name, value in args.items():  # a loop per layer would be endless before any memory is taken
-        if any(word in name for word in ("depth", "layers", "block")) and max(_numbers(value), default=0) > _DEEPEST:
-            raise ValueError(f"expected at most {_DEEPEST} for {name}, got {value}.")
-    for name in ("mean", "std"):
-        values = cfg.get(name)
-        if not isinstance(values, list) or len(values) not in (1, 3) or not all(map(_is_finite, values)):
-            raise ValueError(f"expected one or three numbers as {name}, got {values!r}.")
-    if min(cfg["std"]) <= 0:
-        raise ValueError(f"expected numbers > 0 as std, got {cfg['std']}.")
+    check_sizes([cfg.get("input_size"), policy, config["num_classes"]])
+    check_normalisation(cfg.get("mean"), cfg.get("std"))
     names = config.get("label_names")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"expected a list of strings as label_names, got {names!r:.200}.")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6 and math.isfinite(value)
-
-
-def _numbers(value: Any) -> list[float]:
-    """Every number in a part of a config."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [number for item in value for number in _numbers(item)]
-    return [value] if isinstance(value, (int, float)) else []
-
-
-def _check_sizes(value: Any) -> None:
-    """Before memory is taken for them."""
-    for number in _numbers(value):
-        if not -_LARGEST <= number <= _LARGEST:
-            raise ValueError(f"expected sizes and counts up to {_LARGEST}, got {number}.")
 
 
 def build_model(config: Mapping[str, Any]) -> Classifier:
@@ -328,7 +287,7 @@ def build_model(config: Mapping[str, Any]) -> Classifier:
     cfg = config["pretrained_cfg"]
     args = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
     kept = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "pool_size")
-    # the licence is that of these weights, not the architecture's own
+    # the license is that of these weights, not the architecture's own
     overlay = {key: cfg[key] for key in kept if key in cfg} | {"license": cfg.get("license")}
     policy = config.get("cartl_hub", {}).get("image_policy")
     model = create_model(config["architecture"], num_classes=config["num_classes"], pretrained_cfg_overlay=overlay, **args)

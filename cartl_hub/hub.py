@@ -149,7 +149,7 @@ def download(repo_id: str, revision: str | None, *, files: Sequence[str], **clie
         The folder of the commit, named after it.
 
     Raises:
-        ModelError: If they can't be had, or come damaged twice.
+        ModelError: If they can't be obtained, or come damaged twice.
     """
 
     def fetch(commit: str | None) -> Path:

@@ -13,7 +13,7 @@ class _Source:
     id: str | None = None
     hub_id: str | None = None
     revision: str | None = None
-    licence: str | None = None
+    license: str | None = None
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _Data:
     id: str | None = None
     revision: str | None = None
     split: str | None = None
-    licence: str | None = None
+    license: str | None = None
     index_hash: str | None = None
     fingerprint: str | None = None
     num_images: int | None = None
@@ -101,7 +101,7 @@ class _Lineage:
     title: str | None = None
     tag: str | None = None
     command: str | None = None
-    licence: str | None = None
+    license: str | None = None
 
 
 _LINEAGE = pydantic.TypeAdapter(_Lineage)

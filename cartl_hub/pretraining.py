@@ -39,7 +39,7 @@ def pretrain(
         recipe: What to train.
         folder: Where the model goes.
         output_dir: Where checkpoints and logs go; by default ``runs/`` and the recipe's id.
-        attacks: For the report; :func:`cartl_hub.default_attacks` by default, in L2 for a source that was trained in L2.
+        attacks: For the report; :func:`cartl_hub.default_attacks` by default, in the norm and radius of the training attack.
         num_images: Test images of the report; all by default.
         command: That ran this, for card and report.
         resume: Go on with the run in ``output_dir``. False: begin anew; its checkpoints are removed.
@@ -73,7 +73,7 @@ def pretrain(
         )
         classifier = {"classifier": "linear probe", "probe": {"arguments": to_dict(recipe.probe), "steps": probed.steps}}
     round_weights(model, getattr(torch, recipe.weights))
-    data = splits.train.description | {"id": recipe.data.id, "licence": recipe.data.licence}
+    data = splits.train.description | {"id": recipe.data.id, "license": recipe.data.license}
     record = lineage(method=recipe.method, arguments=recipe.training, result=result, data=data, notes=splits.notes)
     model.lineage = (
         record
@@ -82,7 +82,7 @@ def pretrain(
             "name": recipe.id,
             "tag": recipe.id.partition(".")[2],
             "title": recipe.title,
-            "licence": recipe.licence,
+            "license": recipe.license,
             "command": command,
             "remarks": list(recipe.remarks),
         }
@@ -100,8 +100,8 @@ def pretrain(
     if not resume:
         remove_folder(output_dir / "evaluation")  # of the weights before
     threat = record["threat_model"]
-    if attacks is None and threat is not None and threat["norm"] == "L2":
-        attacks = default_attacks(l2_eps=threat["eps"], norm="L2")
+    if attacks is None and threat is not None:
+        attacks = default_attacks(threat["eps"], norm=threat["norm"])
     report = evaluate(
         model, splits.test, attacks=attacks, num_images=num_images, context=context, resume=output_dir / "evaluation"
     )

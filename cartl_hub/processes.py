@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 
-def place() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """Number of this process and how many there are; joins the group that the launcher's environment names."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and dist.is_available() and not dist.is_initialized():
         from accelerate import PartialState  # chooses the backend and this process's device
@@ -24,7 +24,7 @@ def place() -> tuple[int, int]:
 
 def gather(value: Any) -> list[Any]:
     """What each process holds, in the order of their numbers; waits for all of them."""
-    _, world = place()
+    _, world = rank_and_world()
     values = [value] * world
     if world > 1:
         dist.all_gather_object(values, value)
@@ -55,6 +55,13 @@ def default_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
 
 
+def default_precision(device: torch.device) -> str:
+    """ "bf16" where the device has matrix units for it, else "fp32"; the same for every run on it."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+
+
 def environment(device: torch.device, seconds: float) -> dict[str, Any]:
     """What something was computed with, as reports state it."""
     return {
@@ -64,7 +71,7 @@ def environment(device: torch.device, seconds: float) -> dict[str, Any]:
         "cartl_hub": version("cartl_hub"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
         "threads": torch.get_num_threads(),
-        "processes": place()[1],
+        "processes": rank_and_world()[1],
         "seconds": round(seconds, 1),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -1,5 +1,6 @@
 """A model folder to the Hub, in one commit."""
 
+import logging
 import os
 import re
 import shlex
@@ -20,13 +21,18 @@ from huggingface_hub.utils import validate_repo_id
 
 from . import __version__
 from .card import is_repo_id, render_card
+from .config import read_yaml
 from .files import sha256, write_file
 from .folder import CARD, CONFIG, WEIGHTS, ModelError, read_model, read_report
 from .hub import LIBRARY, explained, retried
-from .licences import LICENCES
+from .licenses import LICENSES
+from .recipe import RECIPE
 from .report import FILES
 
-PUBLISHED = (WEIGHTS, CONFIG, CARD, *FILES, "losses.csv", "recipe.yaml")
+logger = logging.getLogger(__name__)
+
+PICTURED = ("samples.png", "report.html")  # they hold some of the test images
+PUBLISHED = (WEIGHTS, CONFIG, CARD, *FILES, "losses.csv", RECIPE)
 PICTURES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
@@ -88,7 +94,8 @@ def publish(
     Args:
         folder: That :func:`save_model`, ``RobustFineTuner.save`` or ``pretrain`` wrote.
         repo_id: "org/name", or a name in the user's own namespace; made where it doesn't exist.
-        private: For a new repository; by default what the organisation has set. An existing one must be so already.
+        private: For a new repository; by default what the organisation has set, which is public as a rule. An existing one must
+            be so already.
         revision: Branch; made where it doesn't exist.
         create_pr: Open a pull request to the main branch instead.
         commit_message: "Upload" and the model's name by default.
@@ -118,6 +125,8 @@ def publish(
             return _full_id(repo_id, _user(api))
 
     with _prepared(folder, find_id) as (prepared, full_id):
+        if shown := [name for name in PICTURED if (prepared / name).exists()]:
+            logger.warning("some of the test images are in %s, which is published", " and ".join(shown))
         with _kept(folder, full_id, retry):
             made = _make(api, full_id, private)
         left = f"The repository {full_id} was made and stays there, empty unless the commit arrived." if made else ""
@@ -262,9 +271,9 @@ def _check_card(text: str) -> None:
         for item in values:
             if key in ("datasets", "base_model") and not is_repo_id(item):
                 raise PublishError(f"expected ids of the Hub for {key!r} in {CARD}, got {item!r}; leave it out.")
-            if key == "license" and item not in LICENCES:
+            if key == "license" and item not in LICENSES:
                 raise PublishError(
-                    f"expected a licence that the Hub knows, e.g. mit, for 'license' in {CARD}, got {item!r}; write other, and "
+                    f"expected a license that the Hub knows, e.g. mit, for 'license' in {CARD}, got {item!r}; write other, and "
                     "its name as license_name."
                 )
 
@@ -296,6 +305,8 @@ def _prepared(folder: Path, find_id: Callable[[], str]) -> Iterator[tuple[Path, 
             if path.is_symlink() or not path.is_file():
                 raise PublishError(f"expected files in {folder}, got {path.name}, which is a link or a folder; put a copy there.")
             _copy(path, target / path.name)
+        if (recipe := target / RECIPE).exists():
+            write_file(recipe, _without_paths(recipe))
         write_file(target / CARD, card)
         for path in target.iterdir():
             if path.name != WEIGHTS and _TOKEN.search(path.read_bytes()):
@@ -304,6 +315,21 @@ def _prepared(folder: Path, find_id: Callable[[], str]) -> Iterator[tuple[Path, 
         if generated:
             write_file(target / CARD, render_card(model, report=report, repo_id=repo_id))
         yield target, repo_id
+
+
+def _without_paths(path: Path) -> str:
+    """A recipe without the local copy of its data, which is a path on somebody's machine."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = read_yaml(path)
+    except ValueError as error:
+        raise PublishError(f"{RECIPE} can't be published: {error}") from error
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, dict) or data.pop("local", None) is None:
+        return text
+    shorter = re.sub(r"^\s+local:.*\n", "", text, flags=re.MULTILINE)  # keeps comments
+    same = yaml.safe_load(shorter) == content
+    return shorter if same else yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _read_card(path: Path) -> str | None:

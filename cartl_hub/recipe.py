@@ -19,6 +19,7 @@ from .loading import DataArguments, Splits, load_splits
 from .methods import Method, Views
 from .methods.adversarial import EpsSchedule
 from .models import Classifier, create_model
+from .models.settings import check_model_args, check_normalisation
 from .training import FeatureCache, Schedule, TrainingArguments
 
 RECIPE, IMPORT = "recipe.yaml", "import.yaml"
@@ -32,13 +33,13 @@ class RecipeData:
         id: On the Hub.
         local: Folder that is used instead where it exists, relative to the working directory.
         read: How to read it.
-        licence: Of the data, for the card.
+        license: Of the data, for the card.
     """
 
     id: str
     local: str | None = None
     read: DataArguments = field(default_factory=DataArguments)
-    licence: str = "unknown"
+    license: str = "unknown"
 
     @property
     def location(self) -> str:
@@ -70,7 +71,7 @@ class Recipe:
         mean: Normalisation, per channel.
         std: Normalisation, per channel.
         remarks: For the card, on how it was trained.
-        licence: Of the weights.
+        license: Of the weights, e.g. "mit"; by default none is stated.
         weights: Dtype of the weights' file; the model is measured as it holds them.
         data: To train on.
         method: Source objective.
@@ -79,8 +80,8 @@ class Recipe:
             (a linear probe). Without it such a source is not measured.
 
     Raises:
-        ValueError: On an id that can't be the name of a folder, other than one or three numbers as mean or std, or a probe of a
-            method that trains the classifier itself.
+        ValueError: On an id that can't be the name of a folder, arguments of the architecture that name weights, a mean or std
+            that is none, or a probe of a method that trains the classifier itself.
     """
 
     id: str
@@ -93,15 +94,14 @@ class Recipe:
     mean: tuple[float, ...] = (0.5071, 0.4865, 0.4409)
     std: tuple[float, ...] = (0.2673, 0.2564, 0.2762)
     remarks: tuple[str, ...] = ()
-    licence: str = "mit"
+    license: str | None = None
     weights: Literal["float32", "float16"] = "float32"
     probe: TrainingArguments | None = None
 
     def __post_init__(self) -> None:
         _check_id(self.id)
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (1, 3):
-                raise ValueError(f"{name} must have one number, or three, one for each channel; got {getattr(self, name)}.")
+        check_model_args(self.model_args)
+        check_normalisation(self.mean, self.std)
         if self.probe is not None and self.method.uses_labels:
             raise ValueError(f"expected no probe, as {type(self.method).__name__} trains the classifier itself; leave it out.")
 
@@ -164,7 +164,7 @@ class ImportRecipe:
         entry: Which entry of the file holds the weights.
         norm: Norm of the threat model.
         eps: Its radius, in pixel units of [0, 1].
-        licence: Of the weights.
+        license: Of the weights.
         url: Where they came from.
     """
 
@@ -183,7 +183,7 @@ class ImportRecipe:
     entry: str | None = None
     norm: Norm | None = None
     eps: float | None = None
-    licence: str | None = None
+    license: str | None = None
     url: str | None = None
 
     def __post_init__(self) -> None:

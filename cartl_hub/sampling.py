@@ -38,7 +38,7 @@ def stratified_sample(labels: Tensor, num_images: int, seed: int) -> Tensor:
 
     Args:
         labels: [N].
-        num_images: From the number of classes that occur to N.
+        num_images: How many; with fewer than there are classes, some have none.
         seed: Which images.
     """
     draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=_SAMPLED).double()
@@ -48,6 +48,12 @@ def stratified_sample(labels: Tensor, num_images: int, seed: int) -> Tensor:
         places[members[draws[members].argsort(stable=True)]] = torch.arange(len(members)).double() / len(members)
     by_draw = draws.argsort(stable=True)  # which of two classes comes first at the same place
     return by_draw[places[by_draw].argsort(stable=True)][:num_images].sort().values
+
+
+def evenly_spaced(num: int, total: int) -> Tensor:
+    """Positions of at most ``num`` of ``total`` images, rising."""
+    num = min(num, total)
+    return torch.arange(num) * total // max(num, 1)
 
 
 def index_hash(indices: Tensor) -> str:

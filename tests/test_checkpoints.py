@@ -196,7 +196,7 @@ def test_round_trip_through_a_model_folder(write, tmp_path):
     weights = foreign.Weights()
     foreign.preact_resnet18(weights, images(), activated_shortcut=False, final_norm=False)
     model = import_checkpoint(
-        write(dict(weights)), model_args={"activated_shortcut": False}, mean=MEAN, std=STD, label_names="abcde", licence="mit"
+        write(dict(weights)), model_args={"activated_shortcut": False}, mean=MEAN, std=STD, label_names=[*"abcde"], license="mit"
     ).model
     loaded = load_model(save_model(model, tmp_path / "model"))
     assert torch.equal(loaded(images()), model(images()))
@@ -433,7 +433,7 @@ def test_declared_architecture_and_classes_are_checked(trades, write):
     assert "stages.0.1.conv1.weight" in message
     assert message.endswith("The file has the shapes of wrn10_1.")
     refuse(path, "expected 10 classes, as declared, got 5", num_classes=10)
-    refuse(path, "expected 5 different label names, one for each class, got 3", label_names="abc")
+    refuse(path, "expected 5 different label names, one for each class, got 3", label_names=[*"abc"])
     refuse(path, "got a WRN of .*: 'wrn11_1'", architecture="wrn11_1")
     refuse(path, r"expected arguments of wrn10_1, got \{'colour': 1\}: .*colour", model_args={"colour": 1})
     refuse(path, "expected format 'timm', got a WRN of .*; pass cartl or robustbench as format", format="timm")
@@ -546,7 +546,7 @@ def test_lineage_is_recorded(trades, write, tmp_path):
         "format": "robustbench",
         "norm": "Linf",
         "eps": 8 / 255,
-        "licence": "mit",
+        "license": "mit",
         "url": "https://example.org/net",
         **IDENTITY,
     }
@@ -554,7 +554,7 @@ def test_lineage_is_recorded(trades, write, tmp_path):
     assert imported.model.lineage == {
         "source": None,
         "threat_model": {"norm": "Linf", "eps": 8 / 255},
-        "licence": "mit",
+        "license": "mit",
         "imported": {
             "file": "trades.pt",
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -567,7 +567,7 @@ def test_lineage_is_recorded(trades, write, tmp_path):
     json.dumps(imported.model.lineage)
     bare = import_checkpoint(path, format="robustbench", **IDENTITY).model
     assert bare.lineage["threat_model"] is None
-    assert "licence" not in bare.lineage
+    assert "license" not in bare.lineage
     assert bare.backbone.pretrained_cfg.get("license") is None  # not the one of timm's weights
 
 
@@ -737,3 +737,19 @@ def test_any_checkpoint_is_imported_exactly_or_refused(prefix, junk, beside, wra
     imported = import_checkpoint(path, format="robustbench", **IDENTITY)
     assert torch.equal(imported.model(images()), expected)
     assert [name for name, _ in imported.dropped] == (["epoch", "acc"] if beside and wrapped else [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "model_args must describe an architecture, got checkpoint_path"),
+        ({"model_args": {"pretrained": True}}, "model_args must describe an architecture, got pretrained"),
+        ({"input_size": 10**9}, "input_size must be"),
+        ({"input_size": 32.5}, "input_size must be a whole number, got 32.5"),
+        ({"label_names": "abcde"}, "label_names must be a list, one name for each class, got 'abcde'"),
+    ],
+)
+def test_arguments_that_fit_no_network(changes, message, write):
+    path = write(dict(make_model("wrn10_1", num_classes=5).backbone.state_dict()))
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(path, **{"format": "robustbench", "architecture": "wrn10_1"} | IDENTITY | changes)

@@ -147,7 +147,7 @@ def test_import_from_a_file_and_from_the_hub(tmp_path):
     torch.save({"model": state, "epoch": 7}, tmp_path / "last.ckpt")
     options = ["--format", "timm", "--architecture", "wrn10_1", "--mean", "0.5,0.4,0.3", "--std", 1, "--labels", "cat,dog"]
     options += ["--model-arg", "negative_slope=0"]
-    declared = ["--norm", "Linf", "--eps", "4/255", "--licence", "mit"]
+    declared = ["--norm", "Linf", "--eps", "4/255", "--license", "mit"]
     done = run("import", tmp_path / "last.ckpt", "--to", tmp_path / "wrn.robust", *options, *declared)
     assert done.exit_code == 0, done.output
     assert "dropped, beside the weights: epoch" in done.output
@@ -435,7 +435,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_measurement(source,
 @pytest.mark.parametrize(
     ("command", "options", "said"),
     [
-        ("evaluate", ["--resume", "kept batches"], "Finished batches were kept; this goes on behind them: {again}"),
+        ("evaluate", ["--resume", "kept batches"], "Finished batches were kept; this resumes after them: {again}"),
         ("evaluate", [], "Nothing was kept; with this, finished batches are: {again} --resume FOLDER"),
         ("finetune", ["--epochs", "3"], "last checkpoint was kept, if it has reached one; this goes on: {again}"),
         ("blocks", None, "Interrupted.\n"),
@@ -476,3 +476,37 @@ def test_sources_without_a_network(monkeypatch):
 def test_ids_are_whole_in_a_narrow_terminal(monkeypatch):
     monkeypatch.setattr("rich.console.Console.__init__", partialmethod(Console.__init__, width=80))
     assert "wrn16_2.natural_cifar100" in run("sources").output
+
+
+def test_set_reaches_every_part_of_a_run(photos, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def look(*args, **kwargs):
+        given.update(kwargs)
+        raise Reached
+
+    given = {}
+    monkeypatch.setattr(cartl_hub, "RobustFineTuner", look)
+    changes = ["training.weight_decay=1e-3", "method.sigma=operator", "bn.submodel_affine=frozen", "data.validation_share=1/4"]
+    result = run("finetune", "wrn16_2.fdm4_cifar100", photos, *(part for change in changes for part in ("--set", change)))
+    assert isinstance(result.exception, Reached)
+    assert given["arguments"].weight_decay == 0.001
+    assert given["method"] == cartl_hub.NEFT(num_blocks=4, sigma="operator")
+    assert given["bn"].submodel_affine == "frozen"
+    assert given["data_arguments"].validation_share == 0.25
+    refused = run("finetune", "wrn16_2.fdm4_cifar100", photos, "--set", "weight_decay=1")
+    assert "expected NAME=VALUE for --set, with a name in method., bn., training., data., got 'weight_decay=1'" in words(refused)
+    refused = run(
+        "pretrain", Path(__file__).parents[1] / "model_cards/wrn16_2.fdm4_cifar100/recipe.yaml", "--set", "training.max_steps=2"
+    )
+    assert "say where it goes with --folder and --output" in words(refused)
+
+
+def test_norms_of_a_model(tmp_path):
+    table = run("blocks", "wrn16_2.fdm4_cifar100-neft4-cifar10", "--norms").output
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in table.splitlines() if line.startswith("│")]
+    trained = [row for row in rows if row[0] in "1234" and row[2]]
+    assert len(trained) == 6
+    assert {row[2] for row in trained} == {"0.400"}  # beta, as the model was fine-tuned with
+    assert {row[1] for row in rows if row[4]} >= {"stages.0.0.norm1", "stages.2.1.norm2"}

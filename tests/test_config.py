@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cartl_hub.attacks import NFGSM, PGD
-from cartl_hub.config import from_dict, to_dict
+from cartl_hub.config import from_dict, to_dict, with_changes
 from cartl_hub.methods import FDM, NEFT
 from cartl_hub.recipe import KINDS, RecipeData
 from cartl_hub.training import Schedule, TrainingArguments
@@ -74,3 +74,16 @@ def test_nested():
 def test_what_cannot_be_made(config, message):
     with pytest.raises(ValueError, match=message):
         from_dict(config, KINDS)
+
+
+def test_with_changes():
+    before = TrainingArguments(epochs=3, schedule=Schedule(warmup=0.3))
+    after = with_changes(before, {"schedule.decay": "cosine", "validation_attack.eps": "4/255", "lr": 0.5}, KINDS)
+    attack = PGD(eps=4 / 255, step_size=2 / 255, steps=10)
+    expected = TrainingArguments(epochs=3, schedule=Schedule(warmup=0.3, decay="cosine"), validation_attack=attack, lr=0.5)
+    assert after == expected
+    assert with_changes(before, {}, KINDS) == before
+    with pytest.raises(ValueError, match=r"TrainingArguments has no 'lr.peak': 'lr' holds no other settings"):
+        with_changes(before, {"lr.peak": 1}, KINDS)
+    with pytest.raises(ValueError, match=r"schedule: Schedule has no 'warm'"):
+        with_changes(before, {"schedule.warm": 1}, KINDS)

@@ -1,5 +1,6 @@
 """The evaluation against models whose robust accuracy is known, and what it refuses."""
 
+import inspect
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from cartl_hub.attacks import APGD, APGDT, FABT, FGSM, NFGSM, PGD, Attack, Noise, Square
 from cartl_hub.data import DataError, ImageData, StreamingData
-from cartl_hub.evaluation import CURVE_EPS, default_attacks, evaluate
+from cartl_hub.evaluation import CURVE_EPS, EvaluationOptions, default_attacks, evaluate
 from cartl_hub.evaluation import run as evaluation_run
 from cartl_hub.evaluation.checks import run_checks
 
@@ -29,7 +30,7 @@ FEW = {"FGSM": FGSM(eps=EPS), "PGD-3": PGD(eps=EPS, step_size=EPS, steps=3)}
 def test_linear_model_has_its_known_robust_accuracy(channels):
     model, data, signed = linear_case(channels=channels)
     l1, l2 = float(model.weight.detach().abs().sum()), float(model.weight.detach().norm())
-    report = evaluate(model, data, attacks=default_attacks(eps=EPS, l2_eps=0.05), curve=None, checks=False, progress=False)
+    report = evaluate(model, data, attacks=default_attacks(EPS, beside_l2=0.05), curve=None, checks=False, progress=False)
     stands = {"Linf": signed > EPS * l1, "L2": signed > 0.05 * l2}
     assert 0 < stands["Linf"].sum() < stands["L2"].sum() < (signed > 0).sum()  # the case tells them apart
     np.testing.assert_array_equal(report.verdicts.correct["clean"], signed > 0)
@@ -104,7 +105,7 @@ def test_every_default_attack_runs_on_few_classes_one_channel_and_large_images(n
     with torch.no_grad():
         labels = model(images / 255).argmax(1)
     data = ImageData(labels, tuple("abc"[:num_classes]), images)
-    attacks = default_attacks(eps=1 / 255, l2_eps=0.01, strength="full")
+    attacks = default_attacks(1 / 255, beside_l2=0.01, strength="full")
     attacks |= {name: replace(attacks[name], steps=5) for name in ("APGD-T", "FAB-T")}
     attacks["Square"] = replace(attacks["Square"], queries=20)
     report = evaluate(model, data, attacks=attacks, curve=(0, 1 / 255), progress=False)
@@ -112,6 +113,23 @@ def test_every_default_attack_runs_on_few_classes_one_channel_and_large_images(n
     assert report.robust.correct <= report.attacks["PGD-100"].correct
     assert list(report.worst_case) == ["Linf 1/255", "L2 0.01"]
     assert not [check for check in report.checks if check.status in ("warn", "fail")]
+
+
+def test_options_are_the_arguments():
+    """Those that RobustFineTuner.evaluate passes on."""
+    arguments = set(inspect.signature(evaluate).parameters) - {"model", "data", "source_report"}
+    assert set(EvaluationOptions.__annotations__) == arguments
+
+
+def test_strength():
+    model, data, _ = linear_case()
+    report = evaluate(model, data, strength="quick", checks=False, progress=False)
+    assert list(report.attacks) == ["FGSM", "PGD-20", "PGD-20 L2"]
+    assert report.curve is None
+    report = evaluate(model, data, strength="quick", curve=(0, EPS), checks=False, progress=False)
+    assert report.curve.eps == (0, EPS)
+    with pytest.raises(ValueError, match="expected attacks or their strength, got both"):
+        evaluate(model, data, attacks=FEW, strength="quick")
 
 
 def test_default_attacks():
@@ -122,16 +140,18 @@ def test_default_attacks():
         "standard": ["FGSM", "PGD-20", "PGD-100", "APGD-T", "PGD-20 L2"],
         "full": ["FGSM", "PGD-20", "PGD-100", "APGD-CE", "APGD-T", "FAB-T", "Square", "PGD-20 L2"],
     }
-    full = default_attacks(eps=0.1, l2_eps=1.0, strength="full")
+    full = default_attacks(0.1, beside_l2=1.0, strength="full")
     assert full["APGD-CE"] == APGD(eps=0.1, steps=100, loss="ce")
     assert full["APGD-T"] == APGDT(eps=0.1, steps=100, num_targets=9)
     assert full["FAB-T"] == FABT(eps=0.1, steps=100, num_targets=9)
     assert full["Square"] == Square(eps=0.1, queries=5000)
     assert full["PGD-20"] == PGD(eps=0.1, step_size=0.025, steps=20)
     assert full["PGD-20 L2"] == PGD(eps=1.0, step_size=0.125, steps=20, norm="L2")
-    in_l2 = default_attacks(eps=0.1, l2_eps=1.0, norm="L2", strength="full")
+    in_l2 = default_attacks(1.0, norm="L2", strength="full")
     assert {(attack.norm, attack.eps) for attack in in_l2.values()} == {("L2", 1.0)}
     assert list(in_l2) == [f"{name} L2" for name in names["full"][:-1]]
+    assert default_attacks(norm="L2") == default_attacks(0.5, norm="L2")
+    assert list(default_attacks(strength="quick", beside_l2=None)) == ["FGSM", "PGD-20"]
     for wrong in ({"norm": "L1"}, {"strength": "strong"}):
         with pytest.raises(ValueError, match=r"expected a norm of \('Linf', 'L2'\) and a strength of .*, got"):
             default_attacks(**wrong)
@@ -234,9 +254,50 @@ def test_num_images_takes_a_share_of_each_class():
     assert "first" not in everything.sentence
 
 
-def test_num_images_of_a_loader_are_the_first():
+class WithTargets(Dataset):
+    """As torchvision's are."""
+
+    def __init__(self, images, labels):
+        self.images, self.targets = images, labels.tolist()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], self.targets[index]
+
+
+class WithoutTargets(WithTargets):
+    def __init__(self, images, labels):
+        super().__init__(images, labels)
+        self.classes_of_images = self.__dict__.pop("targets")
+
+    def __getitem__(self, index):
+        return self.images[index], self.classes_of_images[index]
+
+
+def test_num_images_of_a_data_set_of_pytorch_are_a_share_of_each_class():
     model, data, signed = linear_case()
-    loader = DataLoader(TensorDataset(data.images, data.labels), batch_size=5)
+    order = data.labels.argsort(stable=True)  # as a folder of classes is read
+    data, signed = data.subset(order), signed[order]
+    expected = evaluate(model, data, attacks=FEW, curve=None, num_images=13, checks=False, progress=False).verdicts
+    tensors = (data.images, data.labels)
+    subset = Subset(WithTargets(*tensors), range(len(data)))
+    for given in (tensors, TensorDataset(*tensors), WithTargets(*tensors), DataLoader(WithTargets(*tensors), 4), subset):
+        found = evaluate(model, given, attacks=FEW, curve=None, num_images=13, checks=False, progress=False)
+        np.testing.assert_array_equal(found.verdicts.indices, expected.indices)
+        np.testing.assert_array_equal(found.verdicts.correct["clean"], expected.correct["clean"])
+        assert "each class in proportion" in found.sentence
+    found = evaluate(model, WithoutTargets(*tensors), attacks=FEW, curve=None, num_images=13, checks=False, progress=False)
+    assert np.diff(found.verdicts.indices).max() - np.diff(found.verdicts.indices).min() <= 1
+    np.testing.assert_array_equal(found.verdicts.correct["clean"], signed[found.verdicts.indices] > 0)
+    assert "evenly spaced" in found.sentence
+
+
+def test_num_images_of_a_loader_in_an_order_of_its_own_are_the_first():
+    model, data, signed = linear_case()
+    sampler = BatchSampler(range(len(data)), 5, drop_last=False)
+    loader = DataLoader(TensorDataset(data.images, data.labels), batch_sampler=sampler)
     report = evaluate(model, loader, attacks=FEW, curve=None, num_images=13, checks=False, progress=False)
     assert report.verdicts.indices.tolist() == list(range(13))
     assert (report.num_images, report.complete) == (13, False)

@@ -69,7 +69,7 @@ def test_example(name, arguments, expected, photos, tmp_path):
 
 def test_the_twelve_lines_of_the_readme(photos, tmp_path):
     text = (EXAMPLES.parent / "README.md").read_text()
-    code = text.partition("## In a few lines\n\n```python\n")[2].partition("```")[0]
+    code = text.partition("## Fine-tuning\n\n```python\n")[2].partition("```")[0]
     with LocalHub(tokens={"hf_me": User("me", organizations=("my_org",))}) as hub:
         environment = os.environ | {"HF_HUB_OFFLINE": "0"} | hub.environment(tmp_path / "cache", token="hf_me")
         done = subprocess.run(
@@ -80,6 +80,19 @@ def test_the_twelve_lines_of_the_readme(photos, tmp_path):
         assert "report.json" in hub.files(published[1])
     assert (tmp_path / "report" / "report.html").exists()
     assert {"model.safetensors", "config.json", "README.md", "report.json"} <= {p.name for p in (tmp_path / "my_model").iterdir()}
+
+
+def test_a_backbone_as_the_readme_says(tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (40, 50)).save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    text = (EXAMPLES.parent / "README.md").read_text()
+    names = {"images": torch.rand(2, 3, 32, 32)}
+    exec(text.partition("## A backbone\n\n```python\n")[2].partition("```")[0], names)
+    model = names["model"]
+    assert (names["logits"].shape, names["features"].shape) == ((2, 100), (2, 128))
+    torch.testing.assert_close(model.head(names["features"]), names["logits"])
+    torch.testing.assert_close(model.backbone((names["images"] - model.mean) / model.std), names["logits"])
+    assert "%" in capsys.readouterr().out
 
 
 def code_of(page, block=0):

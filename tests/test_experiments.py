@@ -193,7 +193,7 @@ def test_clean_accuracy_alone(make_cell, tmp_path):
 
 def test_best_weights_are_measured_beside_the_last(make_cell, tmp_path, monkeypatch):
     accuracies = iter([{"clean": 0.9}, {"clean": 0.1}, {"clean": 0.2}])
-    monkeypatch.setattr("cartl_hub.training.loop._Run._accuracies", lambda self, attacks: next(accuracies))
+    monkeypatch.setattr("cartl_hub.training.validation.Validator.accuracies", lambda self, model, attacks: next(accuracies))
     cell = make_cell(training=replace(TRAINING, epochs=3, lr=0.5), method=FineTuning(num_blocks=3))
     (found,) = run_cells([cell], results=tmp_path / "results", runs=tmp_path / "runs").values()
     assert (found.best.step, found.last.step) == (2, 6)

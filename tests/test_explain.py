@@ -211,10 +211,14 @@ def test_excess_is_what_fitting_takes_off(monkeypatch):
     assert best.excess() < 1e-12
     far = replace(best, parameters=100 * torch.randn(5, 12, dtype=torch.float64))
     assert 0 < far.excess() <= float(far.value())
-    exact = near.excess(0.1)
-    assert exact < near.excess()
+    assert near.excess(100.0) == near.excess()  # damping would hide the distance
+    exact = near.excess()
     monkeypatch.setattr(training_images, "EXACT", 10)
-    assert near.excess(0.1) == pytest.approx(exact, rel=1e-6)
+    assert near.excess() == pytest.approx(exact, rel=1e-6)
+    undecayed = replace(near, weight_decay=0.0)
+    with pytest.raises(ValueError, match="expected damping or weight_decay > 0"):
+        undecayed.excess()
+    assert 0 < undecayed.excess(0.1) < float(undecayed.value())
 
 
 def test_conjugate_gradients_find_what_the_whole_hessian_gives(monkeypatch):
@@ -349,6 +353,28 @@ def explained() -> Explanation:
     torch.manual_seed(0)
     model, other = make_model("wrn10_1"), make_model("wrn10_1", num_classes=5)
     return explain(model, toy_splits(), against={"source": other}, name="tuned", num_images=4, top=3, context={"command": "x"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_that_are_not_in_fp32_are_refused(dtype):
+    model = make_model("wrn10_1").to(dtype)
+    images = torch.rand(2, 3, 32, 32)
+    for look in (
+        lambda: saliency(model, images, torch.tensor([0, 1])),
+        lambda: explain(model, toy_splits(), progress=False),
+        lambda: model.predict(images[0]),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"expected a model in torch\.float32, got .* in {dtype}; call model\.float\(\) first"
+        ):
+            look()
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = make_model("wrn10_1")
+    model.backbone.stem.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"expected finite weights, got NaN or infinite values in backbone\.stem\.weight"):
+        explain(model, toy_splits(), progress=False)
 
 
 def test_explanation_of_two_models(explained):

@@ -323,11 +323,11 @@ def test_policy_of_images_is_saved(wrn, tmp_path, crop):
     assert read_config(folder)["pretrained_cfg"]["crop_pct"] == wrn.image_policy.crop_pct
 
 
-@pytest.mark.parametrize("licence", [None, "apache-2.0"])
-def test_licence_of_the_weights_survives(tmp_path, licence):
-    model = make_model("wrn10_1", pretrained_cfg_overlay={"license": licence})
+@pytest.mark.parametrize("license", [None, "apache-2.0"])
+def test_license_of_the_weights_survives(tmp_path, license):
+    model = make_model("wrn10_1", pretrained_cfg_overlay={"license": license})
     again = load_model(save_model(load_model(save_model(model, tmp_path / "a")), tmp_path / "b"))
-    assert again.backbone.pretrained_cfg.get("license") == licence
+    assert again.backbone.pretrained_cfg.get("license") == license
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,13 @@ from torch import nn
 
 from cartl_hub.attacks import FGSM, PGD, RFGSM, Attack
 from cartl_hub.attacks.attack import random_start
-from cartl_hub.blocks import last_blocks
+from cartl_hub.blocks import input_sizes, last_blocks
 from cartl_hub.config import from_dict, to_dict
 from cartl_hub.methods import FDM, NEFT, TRADES, AdversarialTraining, Batch, FineTuning, Jigsaw, LwF, MultiTask, Rotation, SimCLR
 from cartl_hub.methods.adversarial import EpsSchedule, scaled
 from cartl_hub.methods.fdm import feature_distance
 from cartl_hub.methods.lwf import SourceFeatures
 from cartl_hub.methods.method import Images
-from cartl_hub.methods.neft import input_sizes
 from cartl_hub.randomness import CHOSEN, image_keys, uniform
 from cartl_hub.recipe import KINDS
 from cartl_hub.spectral import kernel_norm, operator_norm, weighted
@@ -160,8 +159,9 @@ def test_fdm_is_the_formula_with_gradients_through_both_passes(wrn, data, num_bl
     distance = distance.mean() / clean[-num_blocks][0].numel() ** 0.5
     expected = F.cross_entropy(logits, batch.labels) + 2.0 * distance
     expected.backward()
-    losses = method.losses(wrn.train(), batch)
-    losses["loss"].backward()
+    with method.setup(wrn) as modules:
+        losses = method.losses(wrn.train(), batch, **modules)
+        losses["loss"].backward()
     torch.testing.assert_close(losses["feature_distance"], distance, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses["loss"], expected, rtol=1e-4, atol=1e-5)
     for name, parameter in wrn.backbone.named_parameters():

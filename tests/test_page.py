@@ -314,7 +314,30 @@ def test_page_shows_failed_checks_first_with_what_to_do():
         in parsed.text
     )
     assert len(parsed.all("span", "status")) == len(CHECKS) + 1  # an icon with a word for each, and in the headline
-    assert "Doubtful 1 of 3 checks failed" in parsed.text
+    assert "Doubtful 1 of 3 checks failed (gradients): the robust accuracy may be far too high." in parsed.text
+    assert "How many still are when an attacker who knows the model changes" in parsed.text
+    assert "is not known: checks of this report failed" in parsed.text
+    assert [attrs["class"] for attrs in parsed.all("div", "robust")] == ["robust doubtful"]
+
+
+def test_what_a_check_broke_bounds_the_headline():
+    """A figure of a check is of other images, and counts where a check failed, in the same ball, and if it is lower."""
+    lower = Check("gradient-free", "fail", {"accuracy, Square": 0.02, "accuracy, APGD": 0.9, "excess": 0.0}, "Masked.", "", 128)
+    wider = Check("eps-order", "fail", {"accuracy, twice the radius": 0.0}, "Rises.", "", 128)
+    doubtful = make_report(checks=(lower, wider))
+    assert doubtful.below == ("Square", 0.02, 128)
+    assert (
+        doubtful.mistrust
+        == doubtful.doubt
+        == (
+            "2 of 2 checks failed (gradient-free, eps-order): the robust accuracy may be far too high; in the same ball Square left "
+            "2.0% of 128 images. Read them before you rely on it."
+        )
+    )
+    assert "(gradient-free, eps-order): the robust accuracy may be far too high" in str(doubtful)
+    assert make_report(checks=(wider,)).below is None
+    assert make_report(checks=(replace(lower, status="pass"),)).below is None
+    assert make_report(checks=(replace(lower, status="pass"),)).doubt == ""
 
 
 @pytest.mark.parametrize(

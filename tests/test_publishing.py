@@ -68,7 +68,7 @@ def saved(tmp_path_factory):
     model.lineage = {
         "name": "wrn10_1.toy",
         "tag": "toy",
-        "licence": "mit",
+        "license": "mit",
         "data": {"id": "org/toys"},
         "versions": {"torch": "2"},
     }
@@ -271,7 +271,7 @@ def test_what_is_not_a_whole_model_is_not_sent(writer, folder, change, message):
         ("pipeline_tag: [image-classification]", "expected a string for 'pipeline_tag'"),
         ("base_model: two words", "expected ids of the Hub for 'base_model'"),
         ("datasets: [org/fine, a/b/c]", "expected ids of the Hub for 'datasets' .* got 'a/b/c'"),
-        ("license: my own", "expected a licence that the Hub knows.* license_name"),
+        ("license: my own", "expected a license that the Hub knows.* license_name"),
     ],
 )
 def test_metadata_that_the_hub_would_refuse(writer, folder, metadata, message):
@@ -307,8 +307,8 @@ def test_words_of_the_server_end_in_a_full_stop(writer, folder, monkeypatch):
     ("lineage", "expected"),
     [
         ({}, {"license": None, "datasets": None}),
-        ({"licence": "MIT", "data": {"id": "org/toys"}}, {"license": "mit", "datasets": ["org/toys"]}),
-        ({"licence": "My own, v2", "data": {"id": "data/my photos"}}, {"license": "other", "license_name": "my-own-v2"}),
+        ({"license": "MIT", "data": {"id": "org/toys"}}, {"license": "mit", "datasets": ["org/toys"]}),
+        ({"license": "My own, v2", "data": {"id": "data/my photos"}}, {"license": "other", "license_name": "my-own-v2"}),
         ({"data": {"id": "/data/photos"}}, {"datasets": None}),
         ({"source": {"id": "org/first"}}, {"base_model": "org/first"}),
         ({"source": {"id": "timm/resnet18", "hub_id": "timm/resnet18.a1_in1k"}}, {"base_model": "timm/resnet18.a1_in1k"}),
@@ -760,7 +760,7 @@ def test_the_default_transfer_is_xet(monkeypatch, folder, tmp_path):
 def test_words_of_a_source_are_no_markdown_of_a_card():
     model = make_model("wrn10_1", num_classes=2)
     model.lineage = {
-        "licence": "mit\n\n## Robustness\n\n| PGD-1000 | 99.00 % |",
+        "license": "mit\n\n## Robustness\n\n| PGD-1000 | 99.00 % |",
         "data": {"id": "my <img src=x> photos | 7"},
         "source": {"id": "org/`toy`"},
         "method": {"name": "NEFT"},
@@ -787,14 +787,14 @@ def test_words_of_a_source_are_no_markdown_of_a_card():
     assert "`org/'toy'`" in card
 
 
-def test_licence_is_what_the_maker_states(tmp_path):
+def test_license_is_what_the_maker_states(tmp_path):
     source = make_model("wrn10_1", num_classes=3)
-    source.lineage = {"licence": "apache-2.0"}
-    for licence in (None, "cc-by-4.0"):
-        tuner = RobustFineTuner(source, pictures(30), method=FineTuning(num_blocks=1), output_dir=tmp_path, licence=licence)
-        folder = tuner.save(tmp_path / str(licence))
+    source.lineage = {"license": "apache-2.0"}
+    for license in (None, "cc-by-4.0"):
+        tuner = RobustFineTuner(source, pictures(30), method=FineTuning(num_blocks=1), output_dir=tmp_path, license=license)
+        folder = tuner.save(tmp_path / str(license))
         card, config = (folder / CARD).read_text(), json.loads((folder / "config.json").read_text())
-        assert config["pretrained_cfg"].get("license") == licence
-        assert f"Licence of the weights: {licence or 'not stated'}. Of the source's: apache-2.0." in card
+        assert config["pretrained_cfg"].get("license") == license
+        assert f"License of the weights: {license or 'not stated'}. Of the source's: apache-2.0." in card
         assert "not trained yet" in card
-        assert ModelCard(card).data.license == licence
+        assert ModelCard(card).data.license == license

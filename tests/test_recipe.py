@@ -67,6 +67,7 @@ def test_committed_import_recipes_are_import_recipes(path):
         ("method: {name: FDM, num_blocks: four}", "num_blocks: Input should be a valid integer"),
         ("[1, 2]", "expected a mapping"),
         ("id: Größe", "expected YAML, encoded as UTF-8, in .*recipe.yaml: 'utf-8' codec can't decode byte 0xf6"),
+        ("id: a\nid: b", "expected YAML, .*recipe.yaml: the key 'id' occurs twice"),
         ("[" * 5000, "expected YAML in .*recipe.yaml, got one that is nested too deeply"),
         (None, "expected a YAML file in .*recipe.yaml, which does not exist"),
     ],
@@ -76,6 +77,20 @@ def test_what_is_no_recipe(text, message, tmp_path):
         (tmp_path / "recipe.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_args": {"checkpoint_path": "x.pth"}}, "model_args must describe an architecture, got checkpoint_path"),
+        ({"mean": (float("nan"),)}, "expected one or three numbers as mean"),
+        ({"std": (0.0, 0.2, 0.2)}, "expected numbers > 0 as std"),
+        ({"std": (0.2, 0.2)}, "expected one or three numbers as std"),
+    ],
+)
+def test_a_network_that_is_none(changes, message, toy):
+    with pytest.raises(ValueError, match=message):
+        replace(without_labels(toy), **changes)
 
 
 @pytest.mark.parametrize("name", ["../../x", "", "a/b", ".x"])
@@ -154,11 +169,12 @@ def test_a_probe_is_for_methods_without_labels(toy):
     recipe = without_labels(toy, probe=TrainingArguments())
     with pytest.raises(ValueError, match="expected no probe, as FDM trains the classifier itself; leave it out"):
         replace(recipe, method=FDM(num_blocks=2))
-    with pytest.raises(ValueError, match=r"mean must have one number, or three, one for each channel; got \(0\.5, 0\.5\)"):
+    with pytest.raises(ValueError, match=r"expected one or three numbers as mean, one for each channel, got \(0\.5, 0\.5\)"):
         replace(recipe, mean=(0.5, 0.5))
 
 
-def test_a_source_of_l2_adversaries_is_attacked_in_l2(toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("norm", "eps"), [("L2", 0.75), ("Linf", 4 / 255)])
+def test_a_source_is_attacked_as_it_was_trained(norm, eps, toy, tmp_path, monkeypatch):
     measured = {}
 
     def look(model, data, *, attacks, **kwargs):
@@ -166,11 +182,11 @@ def test_a_source_of_l2_adversaries_is_attacked_in_l2(toy, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cartl_hub.pretraining.evaluate", look)
-    ball = PGD(eps=0.75, norm="L2", step_size=0.5, steps=1)
+    ball = PGD(eps=eps, norm=norm, step_size=eps, steps=1)
     recipe = replace(without_labels(toy), method=AdversarialTraining(attack=ball))
     with pytest.raises(KeyboardInterrupt):
         pretrain(recipe, tmp_path / "model", output_dir=tmp_path / "run")
-    assert {(attack.norm, attack.eps) for attack in measured.values()} == {("L2", 0.75)}
+    assert {(attack.norm, attack.eps) for attack in measured.values()} - {("L2", 0.5)} == {(norm, eps)}
 
 
 def test_source_is_trained_measured_and_written(tmp_path):

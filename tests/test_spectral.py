@@ -9,8 +9,7 @@ from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 from torch.nn.utils import parametrize
 
-from cartl_hub.blocks import last_blocks
-from cartl_hub.methods.neft import input_sizes
+from cartl_hub.blocks import input_sizes, last_blocks
 from cartl_hub.spectral import (
     LipschitzRow,
     kernel_norm,

@@ -13,17 +13,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import make_model, toy_data
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from cartl_hub import FDM, NEFT, NFGSM, PGD, RFGSM, AdversarialTraining, Augmentation, BatchNormPolicy, DataError, FineTuning, LwF
+from cartl_hub import (
+    FDM,
+    NEFT,
+    NFGSM,
+    PGD,
+    RFGSM,
+    TRADES,
+    AdversarialTraining,
+    Augmentation,
+    BatchNormPolicy,
+    DataError,
+    FineTuning,
+    Jigsaw,
+    LwF,
+    MultiTask,
+    Rotation,
+    SimCLR,
+)
+from cartl_hub.blocks import last_blocks
 from cartl_hub.data import ImageData
 from cartl_hub.files import BusyError, locked
 from cartl_hub.methods import Method
 from cartl_hub.training import Schedule, TrainingArguments, TrainingError, checkpoint, loop, train
+from cartl_hub.training.validation import Validator
 
 HERE = Path(__file__).parent
 ATTACK = PGD(eps=8 / 255, step_size=4 / 255, steps=2)
@@ -336,7 +357,9 @@ def test_unreadable_image_found_late_keeps_what_was_trained(wrn, data, tmp_path)
 
     calls: list[int] = []
     data.images = get
-    with pytest.raises(DataError, match=r"row 7 .* Training stopped at step 3; the run goes on from .*checkpoint\.safetensors"):
+    with pytest.raises(
+        DataError, match=r"row 7 .* Training stopped at step 3; run it again to continue from .*checkpoint\.safetensors"
+    ):
         train(wrn, FineTuning(), data, arguments=arguments(), output_dir=tmp_path)
     data.images = lambda indices: images[list(indices)]
     resumed = make_model("wrn10_1")
@@ -381,7 +404,7 @@ def test_best_weights_are_loaded(wrn, data, tmp_path):
 def test_catastrophic_overfitting_stops_with_the_best_weights(wrn, data, monkeypatch):
     accuracies = iter([(0.5, 0.4, 0.45), (0.6, 0.3, 0.5), (0.6, 0.1, 0.9)])
     monkeypatch.setattr(
-        loop._Run, "_accuracies", lambda self, attacks: dict(zip(("clean", *attacks), next(accuracies), strict=True))
+        Validator, "accuracies", lambda self, model, attacks: dict(zip(("clean", *attacks), next(accuracies), strict=True))
     )
     method = AdversarialTraining(attack=NFGSM(eps=8 / 255))
     result = train(wrn, method, data, validation=data, arguments=arguments(epochs=5))
@@ -394,7 +417,7 @@ def test_catastrophic_overfitting_stops_with_the_best_weights(wrn, data, monkeyp
 def test_overfitted_weights_are_never_the_best(earlier, wrn, data, monkeypatch):
     accuracies = iter([*earlier, (0.9, 0.5, 0.9)])
     monkeypatch.setattr(
-        loop._Run, "_accuracies", lambda self, attacks: dict(zip(("clean", *attacks), next(accuracies), strict=True))
+        Validator, "accuracies", lambda self, model, attacks: dict(zip(("clean", *attacks), next(accuracies), strict=True))
     )
     method = AdversarialTraining(attack=RFGSM(eps=8 / 255), num_blocks=1)
     result = train(wrn, method, data, validation=data, arguments=arguments(epochs=5))
@@ -415,40 +438,78 @@ def test_overfitting_is_looked_for_in_the_norm_of_the_validation(wrn, data):
 
 
 def test_patience(wrn, data, monkeypatch):
-    monkeypatch.setattr(loop._Run, "_accuracies", lambda self, attacks: dict.fromkeys(("clean", *attacks), 0.5))
+    monkeypatch.setattr(Validator, "accuracies", lambda self, model, attacks: dict.fromkeys(("clean", *attacks), 0.5))
     result = train(wrn, FineTuning(), data, validation=data, arguments=arguments(epochs=9, patience=2))
     assert "has not risen for 2 validations" in result.stopped
     assert result.steps == 9
 
 
-def test_auto_precision_is_measured_once_and_kept(wrn, data, tmp_path):
-    chosen = arguments(precision="auto", epochs=1)
-    first = train(wrn, FineTuning(), data, arguments=chosen, output_dir=tmp_path)
-    assert set(first.timing) == {"fp32", "bf16"}
-    assert first.precision == min(first.timing, key=first.timing.get)
-    resumed = train(make_model("wrn10_1"), FineTuning(), data, arguments=chosen, output_dir=tmp_path, resume=True)
-    assert (resumed.precision, resumed.timing) == (first.precision, first.timing)
-
-
-def test_auto_precision_is_kept_by_a_run_that_dies_in_its_first_step(wrn, data, tmp_path, monkeypatch):
-    chosen = {"arguments": arguments(precision="auto", epochs=1), "output_dir": tmp_path, "resume": True}
+def test_auto_precision_is_that_of_the_hardware_and_is_kept_on_another_machine(wrn, data, tmp_path, monkeypatch):
+    chosen = {"arguments": arguments(precision="auto", epochs=2), "output_dir": tmp_path}
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    whole = make_model("wrn10_1")
+    assert train(whole, HEAD, data, arguments=chosen["arguments"]).precision == "bf16"
     step_of = loop._Run._step
-    monkeypatch.setattr(loop._Run, "_faster_precision", lambda self, task: "bf16")
-    monkeypatch.setattr(loop._Run, "_step", None)
-    with pytest.raises(TypeError):
+
+    def interrupted(self, wrapped, task, optimizer, trained, drawn, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        step_of(self, wrapped, task, optimizer, trained, drawn, step)
+
+    monkeypatch.setattr(loop._Run, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         train(wrn, HEAD, data, **chosen)
-    monkeypatch.setattr(loop._Run, "_faster_precision", lambda self, task: "fp32")
     monkeypatch.setattr(loop._Run, "_step", step_of)
-    result = train(wrn, HEAD, data, **chosen)
-    assert (result.precision, result.steps) == ("bf16", 3)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert train(wrn, HEAD, data, **chosen).precision == "bf16"
+    assert equal(state_of(whole), state_of(wrn))
+    assert train(make_model("wrn10_1"), HEAD, data, arguments=chosen["arguments"]).precision == "fp32"
 
 
-def test_auto_precision_leaves_the_run_as_it_was(data):
-    """Its trial steps change nothing: a run with the same precision fixed ends with the same weights."""
-    auto, fixed = make_model("wrn10_1"), make_model("wrn10_1")
-    result = train(auto, FineTuning(), data, arguments=arguments(precision="auto"))
-    train(fixed, FineTuning(), data, arguments=arguments(precision=result.precision))
-    assert all(torch.equal(a, b) for a, b in zip(auto.state_dict().values(), fixed.state_dict().values(), strict=True))
+METHODS = [
+    FineTuning(),
+    NEFT(num_blocks=2),
+    LwF(warm_start=0.0),
+    AdversarialTraining(attack=ATTACK),
+    AdversarialTraining(attack=PGD(eps=0.5, step_size=0.2, steps=2, norm="L2")),
+    TRADES(attack=PGD(eps=8 / 255, step_size=2 / 255, steps=2)),
+    FDM(num_blocks=2, attack=NFGSM(eps=8 / 255)),
+    SimCLR(),
+    Rotation(attack=ATTACK),
+    MultiTask(tasks=(SimCLR(), Jigsaw(grid=2))),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.tag)
+def test_every_method_trains_every_weight_in_every_precision(method, precision, data):
+    model = make_model("wrn10_1")
+    before = state_of(model)
+    chosen = arguments(precision=precision, epochs=1, max_steps=1, augmentation=None, weight_decay=0.0)
+    assert train(model, method, data, arguments=chosen).precision == precision
+    trained = {name for block in last_blocks(model, method.trained_blocks) for name in block.parameters}
+    if not method.uses_labels:
+        trained -= {"head.fc.weight", "head.fc.bias"}
+    still = {name for name in trained if torch.equal(before[f"backbone.{name}"], model.state_dict()[f"backbone.{name}"])}
+    assert not still
+
+
+def test_validation_images_are_of_all_classes():
+    """Also where the data are sorted by class, as folders of images are."""
+    labels = torch.arange(4).repeat_interleave(25)
+    images = torch.zeros(100, 3, 8, 8, dtype=torch.uint8)
+    data = ImageData(labels, ("a", "b", "c", "d"), images)
+    validator = Validator(data, 20, 8, lambda images: images.float(), Accelerator())
+    assert labels[validator.indices].bincount().tolist() == [5] * 4
+    seen = []
+
+    class Model(nn.Module):
+        def forward(self, images):
+            seen.append(len(images))
+            return F.one_hot(torch.zeros(len(images), dtype=torch.long), 4).float()
+
+    assert validator.accuracies(Model(), {}) == {"clean": 0.25}
+    assert seen == [8, 8, 4]
 
 
 def test_gradient_is_clipped(data):

@@ -2,19 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..modules import eval_mode
 from ..randomness import RESTART, START, fold_in, normal, random_keys, uniform
 from ..ranges import check_number
 from .losses import margin, without_label
 
 Norm = Literal["Linf", "L2"]
+DEFAULT_EPS: dict[Norm, float] = {"Linf": 8 / 255, "L2": 0.5}  # the field's, for images of 32 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,15 +228,3 @@ def steepest_direction(gradient: Tensor, norm: Norm) -> Tensor:
 def sample_norm(x: Tensor) -> Tensor:
     """2-norm of each sample, [B, ...] -> [B, 1, ...]."""
     return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run ``model`` in eval mode, then give each of its modules the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..modules import eval_mode
 from ..ranges import check_whole
 from .apgd import climb
-from .attack import Attack, Norm, eval_mode
+from .attack import Attack, Norm
 
 
 @dataclass(frozen=True, kw_only=True)

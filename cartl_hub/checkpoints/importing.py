@@ -22,6 +22,8 @@ from torch import Tensor
 
 from ..files import sha256
 from ..models import Classifier, create_model
+from ..models.settings import LARGEST, check_model_args
+from ..ranges import check_whole
 from .layouts import CARTL_RESNET, CIFAR, LAYOUTS, PREACT, TORCHVISION, WIDE, Network, created, is_at, original_name, recognise
 from .reading import CheckpointError, find_weights, listed, read_file
 
@@ -81,7 +83,7 @@ def import_checkpoint(
     entry: str | None = None,
     norm: Literal["Linf", "L2"] | None = None,
     eps: float | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     url: str | None = None,
 ) -> Imported:
     """A robust checkpoint of another project as a model that takes images in [0, 1].
@@ -114,17 +116,24 @@ def import_checkpoint(
         entry: Which entry of the file holds the weights, where several do, e.g. "last" or "best".
         norm: Norm of the threat model, for the lineage.
         eps: Its radius, in pixel units of [0, 1].
-        licence: Of the weights, e.g. "mit".
+        license: Of the weights, e.g. "mit".
         url: Where they came from.
 
     Raises:
         CheckpointError: If the file can't be read, has too much or too little, or doesn't show what isn't declared.
-        ValueError: On an unknown format, or a threat model out of range.
+        ValueError: On an unknown format, a threat model or an input size out of range, or arguments of the architecture that name
+            weights.
     """
     path, args = Path(path), dict(model_args or {})
     if format not in get_args(Format):
         raise ValueError(f"format must be one of {get_args(Format)}, got {format!r}.")
     threat_model = _threat_model(norm, eps)
+    check_model_args(args)
+    if input_size is not None:
+        for side in input_size if isinstance(input_size, (tuple, list)) else (input_size,):
+            check_whole("input_size", side, (">=", 1), ("<=", LARGEST))
+    if isinstance(label_names, str):
+        raise ValueError(f"label_names must be a list, one name for each class, got {label_names!r}.")
     with _named(path):
         state, beside = find_weights(read_file(path), entry)
         network = recognise(state, architecture, args)
@@ -135,7 +144,7 @@ def import_checkpoint(
         constants = _constants(network, in_chans)
         normalisation = _normalisation([(state[first], state[second]) for first, second in constants], mean, std, in_chans)
         torchvisions = network.layout in LAYOUTS or format == "robustness"
-        model = _build(network, name, args, num_classes, in_chans, input_size, normalisation, licence, torchvisions)
+        model = _build(network, name, args, num_classes, in_chans, input_size, normalisation, license, torchvisions)
         if label_names is not None and not len(label_names) == len(set(label_names)) == model.num_classes:
             raise CheckpointError(
                 f"expected {model.num_classes} different label names, one for each class, got {len(set(label_names))}."
@@ -156,7 +165,7 @@ def import_checkpoint(
     model.lineage = {
         "source": None,
         "threat_model": threat_model,
-        **({} if licence is None else {"licence": licence}),
+        **({} if license is None else {"license": license}),
         "imported": {key: value for key, value in origin.items() if value is not None},
     }
     return Imported(model.eval(), format, dropped, counters)
@@ -306,7 +315,7 @@ def _build(
     in_chans: int,
     input_size: int | tuple[int, int] | None,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]],
-    licence: str | None,
+    license: str | None,
     torchvisions: bool,
 ) -> Classifier:
     """The model, with weights of its initialisation; pictures are prepared as torchvision does it, or as timm does."""
@@ -321,7 +330,7 @@ def _build(
         "mean": normalisation[0],
         "std": normalisation[1],
         "crop_pct": 1.0,
-        "license": licence,  # timm's is that of other weights
+        "license": license,  # timm's is that of other weights
         **({"interpolation": "bilinear"} if torchvisions else {}),
     }
     chans = {} if in_chans == 3 else {"in_chans": in_chans}

@@ -14,7 +14,7 @@ def interrupted(arguments: list[str]) -> str:
     command, again = (arguments or [""])[0], shlex.join(["cartl-hub", *arguments])
     if command == "evaluate":
         if any(argument.partition("=")[0] == "--resume" for argument in arguments):
-            return f"Interrupted. Finished batches were kept; this goes on behind them: {again}"
+            return f"Interrupted. Finished batches were kept; this resumes after them: {again}"
         return f"Interrupted. Nothing was kept; with this, finished batches are: {again} --resume FOLDER"
     if command in ("finetune", "pretrain"):
         return f"Interrupted. The training's last checkpoint was kept, if it has reached one; this goes on: {again}"

@@ -39,10 +39,12 @@ def evaluate(
         typer.Argument(help="Model folder, bundled id, Hub id, name of a timm model, or module:function that makes a module."),
     ],
     data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id; its test split is used.")],
-    norm: Annotated[NormName, typer.Option(help="Of the attacks; beside Linf ones stands PGD-20 in L2.")] = NormName.linf,
+    norm: Annotated[NormName, typer.Option(help="Norm of the attacks; Linf also runs PGD-20 in L2.")] = NormName.linf,
     eps: Annotated[
         float | None,
-        typer.Option(parser=fraction, metavar="RADIUS", help="In pixel units of [0, 1]; 8/255 in Linf, 0.5 in L2 by default."),
+        typer.Option(
+            parser=fraction, metavar="RADIUS", help="Radius in pixel units of [0, 1]; by default 8/255 in Linf, 0.5 in L2."
+        ),
     ] = None,
     strength: StrengthOption = Strength.standard,
     checks: Checks = True,
@@ -62,7 +64,7 @@ def evaluate(
     data_id: DataId = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Folder in which finished batches are kept, to go on after a kill.", rich_help_panel=RESULT),
+        typer.Option(help="Folder in which finished batches are kept, to resume from.", rich_help_panel=RESULT),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the report.", rich_help_panel=RESULT)] = Path("report"),
 ) -> None:
@@ -80,7 +82,6 @@ def evaluate(
     with_curve = norm is NormName.linf and wants_curve(curve, strength)
     check_folder(output)
     chosen_device = open_device(device)
-    radius = {} if eps is None else {"eps" if norm is NormName.linf else "l2_eps": eps}
     measured, policy, label_names, lineage, context = _any_model(model, image_size)
     test, notes = load_test_split(
         data,
@@ -92,7 +93,7 @@ def evaluate(
     report = measure(
         measured,
         test,
-        attacks=default_attacks(**radius, norm=norm.value, strength=strength.value),
+        attacks=default_attacks(eps, norm=norm.value, strength=strength.value),
         checks=checks,
         curve=CURVE_EPS if with_curve else None,
         budget=None if budget is None else Budget(minutes=budget),

@@ -36,8 +36,8 @@ METHOD, TRAINING, DATA, RESULT = "Method", "Training", "Data", "Result"  # panel
 Device = Annotated[
     str | None, typer.Option(help="Where to run, such as cuda:1, mps or cpu; by default a CUDA device where there is one.")
 ]
-ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; found by itself.", rich_help_panel=DATA)]
-LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; found by itself.", rich_help_panel=DATA)]
+ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; detected automatically.", rich_help_panel=DATA)]
+LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; detected automatically.", rich_help_panel=DATA)]
 DataId = Annotated[
     str | None,
     typer.Option(help="Name of the data in report and card; by default the folder's or the Hub id.", rich_help_panel=DATA),
@@ -49,7 +49,7 @@ NumImages = Annotated[
 StrengthOption = Annotated[
     Strength,
     typer.Option(
-        help="FGSM and PGD-20; with standard also PGD-100 and a short APGD-T; with full AutoAttack's. All with checks.",
+        help="quick: FGSM and PGD-20, in Linf and L2; standard: also PGD-100 and a short APGD-T; full: also AutoAttack's.",
         rich_help_panel=RESULT,
     ),
 ]
@@ -66,9 +66,37 @@ Curve = Annotated[
 ]
 Fresh = Annotated[
     bool,
-    typer.Option("--fresh", help="Begin anew; checkpoints of an earlier run in the folder are removed.", rich_help_panel=RESULT),
+    typer.Option("--fresh", help="Start over; checkpoints of an earlier run in the folder are removed.", rich_help_panel=RESULT),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of all random draws.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other setting, as in a recipe, e.g. training.weight_decay=0.001; may be given several times.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
+
+
+def settings(texts: list[str] | None, groups: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """What --set says, by the part of the settings and the name in it."""
+    import yaml
+
+    found: dict[str, dict[str, Any]] = {group: {} for group in groups}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        group, _, field = name.strip().partition(".")
+        if not equals or not field or group not in groups:
+            raise typer.BadParameter(
+                f"expected NAME=VALUE for --set, with a name in {', '.join(f'{group}.' for group in groups)}, got {text!r}."
+            )
+        try:
+            found[group][field] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise typer.BadParameter(f"expected a value as in YAML for --set {name}, got {value!r}.") from None
+    return found
 
 
 def is_given(context: typer.Context, name: str) -> bool:

@@ -51,7 +51,7 @@ def reproduce(
 ) -> None:
     """Run the papers' tables on a plan, and write them beside the papers' figures.
 
-    A cell is a transfer and its measurement. Those that are done are left alone, interrupted ones go on.
+    A cell is a transfer and its measurement. Finished ones are left alone, interrupted ones resume.
     """
     from collections import Counter
 
@@ -111,7 +111,7 @@ def sweep(
     num_images: Annotated[
         str, typer.Option(help="Numbers of target images; all: all of them.")
     ] = "100,200,400,800,1600,3200,6400",
-    seeds: Annotated[str, typer.Option(help="Of images, classifier and training.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="Random seeds, of images, classifier and training.")] = "0,1,2",
     method: Annotated[SweptMethod, typer.Option(help="Transfer method.")] = SweptMethod.finetune,
     beta: Annotated[float | None, typer.Option(help="neft: spectral norm of each trained weight; by default 0.4.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 150,
@@ -138,7 +138,7 @@ def sweep(
 ) -> None:
     """Fine-tune sources at several depths on several numbers of images, and plot accuracy against both and against epochs.
 
-    Cells that are done are left alone, interrupted ones go on. Chen et al. call it TL, Utrera et al. (2020) swept it.
+    Finished cells are left alone, interrupted ones resume. Chen et al. call it TL, Utrera et al. (2020) swept it.
     """
     from dataclasses import replace
 

@@ -19,10 +19,12 @@ from .options import (
     ImageColumn,
     LabelColumn,
     NumImages,
+    Set,
     Strength,
     StrengthOption,
     fraction,
     is_given,
+    settings,
     wants_curve,
 )
 from .shown import command, show
@@ -146,8 +148,9 @@ def finetune(
             min=0, help="--cache: augmented views of each image, in turn; 0: the images as they are.", rich_help_panel=TRAINING
         ),
     ] = 8,
+    changes: Set = None,
     log_with: Annotated[str | None, typer.Option(help="Tracker, e.g. tensorboard.", rich_help_panel=TRAINING)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random draws.", rich_help_panel=TRAINING)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.", rich_help_panel=TRAINING)] = 0,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     data_id: DataId = None,
@@ -176,8 +179,8 @@ def finetune(
         Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.", rich_help_panel=RESULT)
     ] = None,
     fresh: Fresh = False,
-    licence: Annotated[
-        str | None, typer.Option(help="Of the new weights, e.g. mit; by default none is stated.", rich_help_panel=RESULT)
+    license: Annotated[
+        str | None, typer.Option(help="License of the new weights, e.g. mit; by default none is stated.", rich_help_panel=RESULT)
     ] = None,
     push_to: Annotated[
         str | None,
@@ -189,7 +192,7 @@ def finetune(
 ) -> None:
     """Fine-tune a source on your images, measure clean and robust accuracy, write a model folder.
 
-    Run again with the same arguments it goes on where it was interrupted; with `--fresh` it begins anew.
+    Run again with the same arguments, it resumes where it was interrupted; with `--fresh` it starts over.
     """
     from .. import (
         Augmentation,
@@ -200,43 +203,50 @@ def finetune(
         TrainingArguments,
         default_attacks,
     )
+    from ..config import with_changes
     from ..evaluation.run import CURVE_EPS
     from ..processes import remove_folder
+    from ..recipe import KINDS
 
     _refuse_options_of_other_methods(context, method)
     if is_given(context, "cache_views") and not cache:
         raise typer.BadParameter("--cache-views is of --cache; add that, or leave it out.")
     if private is not None and push_to is None:
         raise typer.BadParameter("--private and --public are of the repository of --push-to; add that, or leave them out.")
+    changed = settings(changes, ("method", "bn", "training", "data"))
+    chosen = _method(
+        method, num_blocks or None, beta, convex_residual, weight, trades_weight, _attack(attack, eps), adversarial_share
+    )
+    policy = BatchNormPolicy(extractor_statistics=extractor_statistics.value, submodel_affine=submodel_affine.value)
+    arguments = TrainingArguments(
+        epochs=epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        lr=lr,
+        precision=precision,  # type: ignore[arg-type]
+        log_with=log_with,
+        seed=seed,
+        augmentation=None if cache and not cache_views else Augmentation(flip=flip),
+        cache=FeatureCache(views=cache_views or None) if cache else None,
+    )
+    data_arguments = DataArguments(
+        image_column=image_column,
+        label_column=label_column,
+        id=data_id,
+        train_images=train_images,
+        train_share=train_share,
+        streaming=streaming,
+        seed=seed,
+    )
     tuner = RobustFineTuner(
         source,
         data,
-        method=_method(
-            method, num_blocks or None, beta, convex_residual, weight, trades_weight, _attack(attack, eps), adversarial_share
-        ),
-        bn=BatchNormPolicy(extractor_statistics=extractor_statistics.value, submodel_affine=submodel_affine.value),
-        arguments=TrainingArguments(
-            epochs=epochs,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            lr=lr,
-            precision=precision,  # type: ignore[arg-type]
-            log_with=log_with,
-            seed=seed,
-            augmentation=None if cache and not cache_views else Augmentation(flip=flip),
-            cache=FeatureCache(views=cache_views or None) if cache else None,
-        ),
-        data_arguments=DataArguments(
-            image_column=image_column,
-            label_column=label_column,
-            id=data_id,
-            train_images=train_images,
-            train_share=train_share,
-            streaming=streaming,
-            seed=seed,
-        ),
+        method=with_changes(chosen, changed["method"], KINDS),
+        bn=with_changes(policy, changed["bn"], KINDS),
+        arguments=with_changes(arguments, changed["training"], KINDS),
+        data_arguments=with_changes(data_arguments, changed["data"], KINDS),
         output_dir=output,
-        licence=licence,
+        license=license,
         push_to_hub=push_to is not None,
         hub_model_id=push_to,
         hub_private_repo=private,
@@ -249,7 +259,7 @@ def finetune(
     trained_eps = eps if method in ATTACKED else 8 / 255
     with_curve = wants_curve(curve, strength)
     attacks = default_attacks(trained_eps if report_eps is None else report_eps, strength=strength.value)
-    settings = repr((attacks, num_images, checks, with_curve)).encode()
+    measured = repr((attacks, num_images, checks, with_curve)).encode()
     finished = tuner.output_dir / "evaluation"
     if fresh:
         remove_folder(finished)  # of the weights before
@@ -258,7 +268,7 @@ def finetune(
         num_images=num_images,
         checks=checks,
         curve=CURVE_EPS if with_curve else None,
-        resume=finished / hashlib.sha256(settings).hexdigest()[:8],
+        resume=finished / hashlib.sha256(measured).hexdigest()[:8],
         context={"command": command()},
     )
     folder = tuner.save()

@@ -1,16 +1,17 @@
 """Commands that make, show and publish models of the zoo."""
 
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import RESULT, Fresh, NormName, NumImages, fraction, is_given
+from .options import RESULT, Fresh, NormName, NumImages, Set, fraction, is_given, settings
 from .shown import command, show
 
 if TYPE_CHECKING:
-    pass
+    from ..models import Classifier
 
 commands = typer.Typer(rich_markup_mode="markdown")
 
@@ -36,16 +37,25 @@ def pretrain(
     ] = None,
     fresh: Fresh = False,
     num_images: NumImages = None,
+    changes: Set = None,
 ) -> None:
     """Train a source model from a recipe, measure it on the test split, write its folder with its card.
 
-    Run again it goes on where it was interrupted; with `--fresh` it begins anew.
+    Run again, it resumes where it was interrupted; with `--fresh` it starts over.
     """
     from .. import load_recipe
     from .. import pretrain as make
+    from ..config import with_changes
     from ..folder import read_report
+    from ..recipe import KINDS
 
     loaded = load_recipe(recipe)
+    if changes:
+        if folder is None or output is None:
+            raise typer.BadParameter("--set makes another model than the recipe's; say where it goes with --folder and --output.")
+        changed = settings(changes, ("method", "training", "data", "probe"))
+        flat = {f"{group}.{field}": value for group, values in changed.items() for field, value in values.items()}
+        loaded = with_changes(loaded, flat, KINDS)
     home = recipe if recipe.is_dir() else recipe.parent
     target = make(loaded, folder or home, output_dir=output, num_images=num_images, command=command(), resume=not fresh)
     report = read_report(target)
@@ -57,12 +67,19 @@ def pretrain(
 @commands.command(epilog="Example: cartl-hub blocks wrn28_4")
 def blocks(
     model: Annotated[str, typer.Argument(help="Name of a timm model, id of a bundled model, model folder, or Hub id.")],
+    norms: Annotated[
+        bool, typer.Option("--norms", help="Load the weights and print how far each layer can stretch a difference (2-norm).")
+    ] = False,
 ) -> None:
     """Print the blocks of a model, counted from the classifier, as --num-blocks counts them."""
     from rich.table import Table
 
     from .. import list_blocks
-    from ..finetuner import open_untrained
+    from ..finetuner import open_source, open_untrained
+
+    if norms:
+        _show_norms(model, open_source(model).model)
+        return
 
     parts = list_blocks(open_untrained(model))
     table = Table("k", "block", "layers with parameters", "parameters", title=f"{model}: {len(parts) - 1} blocks and the stem")
@@ -72,12 +89,32 @@ def blocks(
     show(table)
 
 
+def _show_norms(name: str, model: "Classifier") -> None:
+    """Bounds of all layers, by block."""
+    from rich.table import Table
+
+    from .. import list_blocks
+    from ..blocks import input_sizes
+    from ..spectral import lipschitz_table, weighted
+
+    table = Table("k", "layer", "norm of the kernel", "norm of the operator", "batch norm", title=f"Lipschitz bounds of {name}")
+    parts = list_blocks(model)
+    for index, block in enumerate(parts):
+        layers = dict(chain.from_iterable(module.named_modules(prefix=prefix) for prefix, module in block.modules.items()))
+        rows = lipschitz_table(layers, input_sizes(model, weighted(layers.values())))
+        for row in rows:
+            found = (row.kernel_norm, row.operator_norm, row.batch_norm)
+            shown = ("" if value is None else f"{value:.3f}" for value in found)
+            table.add_row(str(len(parts) - index) if index else "-", row.name, *shown)
+    show(table)
+
+
 @commands.command(epilog="Example: cartl-hub sources --hub --author my_org")
 def sources(
     hub: Annotated[bool, typer.Option("--hub", help="Look on the Hub too.")] = False,
     author: Annotated[str | None, typer.Option(help="User or organisation on the Hub.")] = None,
     search: Annotated[str | None, typer.Option(help="Part of the name.")] = None,
-    recipes: Annotated[bool, typer.Option("--recipes", help="Recipes too whose models aren't trained yet.")] = False,
+    recipes: Annotated[bool, typer.Option("--recipes", help="Also list recipes whose models aren't trained yet.")] = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of the README, or with --recipes that of model_cards.")
     ] = False,
@@ -135,10 +172,13 @@ def sources(
 def publish(
     folder: Annotated[Path, typer.Argument(help="Model folder.", exists=True, file_okay=False)],
     to: Annotated[str, typer.Option(help="Repository on the Hub, org/name; made where it doesn't exist.")],
-    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new repository.")] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="A new repository; by default public, unless the organisation set otherwise."),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch; made where it doesn't exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be sent.")] = False,
 ) -> None:
     """Put a model folder on the Hub in one commit: weights, config, report, pictures, card.
@@ -147,7 +187,7 @@ def publish(
     """
     import yaml
 
-    from ..publishing import plan
+    from ..publishing import PICTURED, plan
     from ..publishing import publish as send
 
     if dry_run:
@@ -155,7 +195,7 @@ def publish(
         typer.echo(f"To {upload.repo_id}, in one commit:")
         for name, size in upload.files.items():
             typer.echo(f"{size:>12,}  {name}")
-        if shown := [name for name in ("samples.png", "report.html") if name in upload.files]:
+        if shown := [name for name in PICTURED if name in upload.files]:
             typer.echo(f"Some of the test images are in {' and '.join(shown)}; remove these files where they must stay private.")
         if upload.left_out:
             typer.echo(f"Left out: {', '.join(upload.left_out)}")
@@ -181,8 +221,10 @@ def import_(
     ] = None,
     format: Annotated[CheckpointFormat, typer.Option(help="What made it.")] = CheckpointFormat.auto,
     architecture: Annotated[str | None, typer.Option(help="timm's name; found from the shapes where they show it.")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Checked.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Of the normalisation, e.g. 0.49,0.48,0.45; 0 where there is none.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Expected number of classes; verified.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Mean of the normalisation, e.g. 0.49,0.48,0.45; 0 where there is none.")
+    ] = None,
     std: Annotated[str | None, typer.Option(help="As --mean; 1 where there is none.")] = None,
     input_size: Annotated[int | None, typer.Option(min=1, help="Side of the input in pixels; by default the usual.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the classes, separated by commas, or a file of lines.")] = None,
@@ -191,9 +233,9 @@ def import_(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Argument of the network that weights don't show, e.g. negative_slope=0.1."),
     ] = None,
-    norm: Annotated[NormName | None, typer.Option(help="Of the threat model it was trained for.")] = None,
+    norm: Annotated[NormName | None, typer.Option(help="Norm of the threat model it was trained for.")] = None,
     eps: Annotated[float | None, typer.Option(parser=fraction, metavar="RADIUS", help="Of the threat model.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Of the weights, e.g. mit.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the weights, e.g. mit.")] = None,
     url: Annotated[str | None, typer.Option(help="Where they came from.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag on the Hub.")] = None,
 ) -> None:
@@ -218,7 +260,7 @@ def import_(
         "entry": entry,
         "norm": None if norm is None else norm.value,
         "eps": eps,
-        "licence": licence,
+        "license": license,
         "url": url,
     }
     stated: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..attacks import APGD, APGDT, FABT, PGD, Attack, Square, Transfer
-from ..processes import gather, place
+from ..processes import gather, rank_and_world
 from ..randomness import image_keys, permutation
 from ..ranges import check_number, check_whole
 from ..report import threat_text
@@ -23,7 +23,7 @@ from .verdict import PassCounter, Verdict, classify, judge
 
 logger = logging.getLogger(__name__)
 
-DEAR = (APGD, APGDT, FABT, Square, Transfer)  # run on survivors only
+ON_SURVIVORS = (APGD, APGDT, FABT, Square, Transfer)
 NUM_SAMPLES = 8
 BAR = "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{elapsed}} passed{left}{{postfix}}"
 
@@ -125,7 +125,7 @@ def _at(entries: Sequence[Entry], num: int, chosen: Callable[[Entry], Tensor]) -
 
 def planned(attacks: Mapping[str, Attack]) -> list[Stage]:
     """A stage for each attack: those that run on every image first, then those for survivors, each time the cheapest first."""
-    order = sorted(attacks.items(), key=lambda item: (isinstance(item[1], DEAR), planned_passes(item[1])))
+    order = sorted(attacks.items(), key=lambda item: (isinstance(item[1], ON_SURVIVORS), planned_passes(item[1])))
     return [Stage(f"{place:03d}", name, attack) for place, (name, attack) in enumerate(order, 1)]
 
 
@@ -156,7 +156,7 @@ def entering(attack: Attack, earlier: Sequence[Stage], correct: np.ndarray) -> t
     shorter = [stage for stage in earlier if stage.finished and continues(attack, stage.attack)]
     if shorter:
         return shorter[-1].standing, True
-    if not isinstance(attack, DEAR):
+    if not isinstance(attack, ON_SURVIVORS):
         return correct, True
     inner = [stage.standing for stage in earlier if lies_in(stage.attack, attack.norm, attack.eps) and stage.begun]
     return np.logical_and.reduce([correct, *inner]), not inner
@@ -204,7 +204,7 @@ class Cascade:
         self._attacked = False
         self.num_classes, self.seed, self.batch_size, self.device = num_classes, seed, batch_size, device
         self.budget, self.keep_images = budget, keep_images
-        self.rank, self.world = place()
+        self.rank, self.world = rank_and_world()
         self.passes, self.seconds = 0, 0.0
         for entry in (entry for entries in journal.entries.values() for entry in entries):
             self._spend(entry.passes, entry.elapsed)

@@ -4,20 +4,19 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..attacks.attack import Norm
-from ..data import ImageData
+from ..attacks.attack import DEFAULT_EPS, Norm
 from ..randomness import image_keys
 from ..ranges import check_whole
 from ..report import Check
-from .given import AnyTestData, Part, as_data
-from .pool import Pool, evenly_spaced, read_pool
+from ..sampling import evenly_spaced
+from .given import AnyTestData, as_data, sampled
+from .pool import Pool, read_pool
 from .probes import CHECKS, SECOND_VERDICT, Probe
 from .trial import Comparison, Skipped, Trial, share
 from .verdict import check_model, first_look, measuring
@@ -77,7 +76,7 @@ def run_checks(
     *,
     names: Iterable[str] | None = None,
     num_images: int = 256,
-    eps: float = 8 / 255,
+    eps: float | None = None,
     norm: Norm = "Linf",
     transfer_source: nn.Module | None = None,
     batch_size: int = 128,
@@ -94,9 +93,9 @@ def run_checks(
         model: As for :func:`cartl_hub.evaluate`.
         data: As for :func:`cartl_hub.evaluate`.
         names: Some of the checks; all by default.
-        num_images: Images to make them on, evenly spaced over data of known size, otherwise the first ones.
-        eps: Radius of the threat model, in pixel units of [0, 1].
-        norm: Its norm.
+        num_images: Images to make them on, evenly spaced; of a stream the first ones.
+        eps: Radius of the threat model, in pixel units of [0, 1]; by default 8/255 in Linf and 0.5 in L2.
+        norm: Norm of the threat model.
         transfer_source: Another model, whose adversarial images are tried on this one; by its logits where it has the same
             number of classes, otherwise by its ``features``.
         batch_size: Images that are attacked at once.
@@ -111,13 +110,12 @@ def run_checks(
     check_model(model)
     for name, number in (("num_images", num_images), ("batch_size", batch_size)):
         check_whole(name, number, (">=", 1))
-    test: Any = as_data(data, model, batch_size)
-    if isinstance(test, ImageData):
-        test = Part(test, evenly_spaced(num_images, len(test)))
+    eps = DEFAULT_EPS[norm] if eps is None else eps
+    test, left = sampled(as_data(data, model, batch_size), num_images, stratified=False)
     with ExitStack() as stack:
         device, _ = stack.enter_context(measuring(model, device))
         look = partial(first_look, model, len(test.label_names), device)
-        pool = stack.enter_context(read_pool(test, num_images, batch_size, look))
+        pool = stack.enter_context(read_pool(test, left, batch_size, look))
         source = transfer_source
         if source is not None:
             stack.enter_context(measuring(source, device))

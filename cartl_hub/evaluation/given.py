@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from ..data import Data, DataError, Drawn, ImageData
+from ..sampling import evenly_spaced, stratified_sample
 
 FEW = 16  # images that are read twice
 
@@ -23,18 +24,45 @@ class Loaded:
         loader: Of (images, labels), [B, C, H, W] and [B].
         label_names: Name of each class.
         description: For the report.
+        positions: Of its images in the data set that they were sampled from, [N]; None where it gives all.
     """
 
     loader: DataLoader
     label_names: tuple[str, ...]
     description: dict[str, Any]
+    positions: Tensor | None = None
 
     def batches(self, batch_size: int) -> Iterator[Drawn]:
         """All images in order, as many at once as the loader gives."""
         first = 0
         for images, labels in map(_pair, self.loader):
-            yield Drawn(images, labels.long(), torch.arange(first, first + len(labels)), 0)
-            first += len(labels)
+            places = slice(first, first + len(labels))
+            first = places.stop
+            indices = torch.arange(places.start, places.stop) if self.positions is None else self.positions[places]
+            yield Drawn(images, labels.long(), indices, 0)
+
+    def sample(self, num_images: int, stratified: bool) -> "Loaded | None":
+        """Some of the images: each class in proportion where that is asked for and the data set tells their classes without
+        reading them, otherwise evenly spaced. None for what can only be read from front to back, or in an order of its own."""
+        loader, dataset = self.loader, self.loader.dataset
+        if not isinstance(loader.sampler, SequentialSampler) or loader.batch_size is None:
+            return None
+        total = len(loader.sampler)
+        if num_images >= total:
+            return self
+        targets = _targets(dataset) if stratified else None
+        sampled: dict[str, Any] = {"sampled_from": total}
+        if targets is None:
+            positions, sampled = evenly_spaced(num_images, total), sampled | {"sampled": "evenly spaced"}
+        else:
+            positions = stratified_sample(targets, num_images, seed=0)
+        part = DataLoader(
+            Subset(dataset, positions.tolist()),
+            batch_size=loader.batch_size,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+        )
+        return Loaded(part, self.label_names, self.description | sampled, positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +87,42 @@ class Part:
         """All of them in order."""
         for part in self.positions.split(batch_size):
             yield Drawn(self.data.get(part), self.data.labels[part], part, 0)
+
+
+def sampled(data: Any, num_images: int | None, *, stratified: bool = True) -> tuple[Any, int | None]:
+    """A sample of data whose images can be chosen; of others, how many are to be taken from the front.
+
+    Args:
+        data: As :func:`as_data` makes them.
+        num_images: How many; None for all.
+        stratified: Each class in proportion, fewer inside more; otherwise evenly spaced.
+    """
+    if num_images is None:
+        return data, None
+    if isinstance(data, ImageData):
+        if num_images >= len(data):
+            return data, None
+        labels = data.labels
+        positions = stratified_sample(labels, num_images, seed=0) if stratified else evenly_spaced(num_images, len(labels))
+        return Part(data, positions, data.description | {"sampled_from": len(data)}), None
+    if isinstance(data, Loaded) and (part := data.sample(num_images, stratified)) is not None:
+        return part, None
+    return data, num_images
+
+
+def _targets(dataset: Dataset) -> Tensor | None:
+    """Classes of its images, where they can be had without reading those."""
+    if isinstance(dataset, Subset):
+        inner = _targets(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(dataset.indices, dtype=torch.long)]
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1]
+    try:
+        targets = torch.as_tensor(dataset.targets)  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return None
+    known = targets.ndim == 1 and len(targets) == len(dataset) and not targets.is_floating_point()  # type: ignore[arg-type]
+    return targets if known else None
 
 
 def as_data(given: Any, model: nn.Module, batch_size: int) -> Any:

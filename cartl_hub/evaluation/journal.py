@@ -21,7 +21,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ..files import locked, write_file
-from ..processes import gather, place
+from ..processes import gather, rank_and_world
 from ..weights import content_hash
 from .verdict import NEIGHBOUR_CHANGE
 
@@ -157,7 +157,7 @@ def open_journal(folder: str | Path | None, identity: Mapping[str, Any]) -> Iter
     Raises:
         ValueError: If the folder holds something else, another evaluation, or isn't shared by all processes.
     """
-    main = place()[0] == 0
+    main = rank_and_world()[0] == 0
     begin_again = folder is not None and refuse_other(folder, identity)
     path = Path(tempfile.mkdtemp(prefix="cartl_hub_") if folder is None and main else folder or "")
     path = gather(path)[0]

@@ -44,12 +44,6 @@ class Pool:
         return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def evenly_spaced(num: int, total: int) -> Tensor:
-    """Positions of at most ``num`` of ``total`` images, rising."""
-    num = min(num, total)
-    return torch.arange(num) * total // max(num, 1)
-
-
 @contextmanager
 def read_pool(
     data: Data, num_images: int | None, batch_size: int, on_first: Callable[[Tensor, Tensor], None] = lambda images, indices: None

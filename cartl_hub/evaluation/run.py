@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import chain, pairwise, takewhile
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -17,11 +18,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..attacks import APGD, APGDT, FABT, FGSM, NFGSM, PGD, RFGSM, Attack, Square, Transfer
-from ..attacks.attack import Norm
+from ..attacks.attack import DEFAULT_EPS, Norm
 from ..config import to_dict
-from ..data import ImageData
 from ..models import Classifier
-from ..processes import bar_interval, environment, gather, place
+from ..processes import bar_interval, environment, gather, rank_and_world
 from ..randomness import SEEDS
 from ..ranges import check_whole
 from ..report import (
@@ -39,14 +39,16 @@ from ..report import (
     plain_json,
     threat_text,
 )
-from ..sampling import stratified_sample
+from ..sampling import evenly_spaced
 from ..weights import weights_sha256
-from .cascade import BAR, DEAR, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
+from .cascade import BAR, ON_SURVIVORS, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
 from .checks import chosen_checks, make_check, make_trial, second_verdict
-from .given import AnyTestData, Part, as_data
+from .given import AnyTestData, as_data, sampled
 from .journal import open_journal, refuse_other
-from .pool import evenly_spaced, read_pool
+from .pool import read_pool
 from .verdict import FEWER, check_model, first_logits, first_look, has_gradient, measuring
+
+logger = logging.getLogger(__name__)
 
 CURVE_EPS = tuple(k / 255 for k in (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64))
 
@@ -54,28 +56,29 @@ Strength = Literal["quick", "standard", "full"]
 
 
 def default_attacks(
-    eps: float = 8 / 255, l2_eps: float = 0.5, *, norm: Norm = "Linf", strength: Strength = "standard"
+    eps: float | None = None, *, norm: Norm = "Linf", strength: Strength = "standard", beside_l2: float | None = 0.5
 ) -> dict[str, Attack]:
     """Attacks in one norm, and beside Linf, PGD with 20 steps in L2.
 
     Args:
-        eps: Radius in Linf, in pixel units of [0, 1].
-        l2_eps: Radius in L2; 20 steps of PGD can go 2.5 times as far.
-        norm: Whose attacks.
+        eps: Radius in ``norm``, in pixel units of [0, 1]; by default 8/255 in Linf and 0.5 in L2.
+        norm: Norm of the attacks.
         strength: "quick": FGSM and PGD with 20 steps. "standard": also PGD with 100 steps, and APGD-T with 30 steps for each of
             3 targets. "full": also APGD-CE, APGD-T and FAB-T of 100 steps for each of 9 targets, and Square of 5,000 queries:
             the attacks of AutoAttack's standard version (Croce and Hein, 2020), so that the worst case, which has PGD's too, can
             stand beside its figure.
+        beside_l2: L2 radius of the PGD that runs beside attacks in Linf; None for none.
 
     Raises:
-        ValueError: On an unknown norm or strength.
+        ValueError: On an unknown norm or strength, or a radius out of range.
     """
     if norm not in get_args(Norm) or strength not in get_args(Strength):
         raise ValueError(
             f"expected a norm of {get_args(Norm)} and a strength of {get_args(Strength)}, got {norm!r} and {strength!r}."
         )
-    ball: dict[str, Any] = {"eps": eps if norm == "Linf" else l2_eps, "norm": norm}
-    pgd = partial(PGD, **ball, step_size=eps / 4 if norm == "Linf" else l2_eps / 8)
+    eps = DEFAULT_EPS[norm] if eps is None else eps
+    ball: dict[str, Any] = {"eps": eps, "norm": norm}
+    pgd = partial(PGD, **ball, step_size=eps / 4 if norm == "Linf" else eps / 8)  # in L2 20 steps can go 2.5 times as far
     attacks: dict[str, Attack] = {"FGSM": FGSM(**ball), "PGD-20": pgd(steps=20)}
     if strength != "quick":
         attacks["PGD-100"] = pgd(steps=100)
@@ -85,7 +88,30 @@ def default_attacks(
         attacks |= {"APGD-CE": APGD(**ball), "APGD-T": APGDT(**ball), "FAB-T": FABT(**ball), "Square": Square(**ball)}
     if norm == "L2":
         return {f"{name} L2": attack for name, attack in attacks.items()}
-    return attacks | {"PGD-20 L2": PGD(eps=l2_eps, step_size=l2_eps / 8, steps=20, norm="L2")}
+    if beside_l2 is not None:
+        attacks["PGD-20 L2"] = PGD(eps=beside_l2, step_size=beside_l2 / 8, steps=20, norm="L2")
+    return attacks
+
+
+class EvaluationOptions(TypedDict, total=False):
+    """Arguments of :func:`evaluate` but for what is evaluated."""
+
+    attacks: Mapping[str, Attack] | None
+    strength: Strength | None
+    num_images: int | None
+    curve: Sequence[float] | Literal["auto"] | None
+    curve_images: int
+    checks: bool | Iterable[str]
+    check_images: int
+    transfer_source: nn.Module | None
+    budget: Budget | None
+    resume: str | Path | None
+    keep: bool
+    batch_size: int
+    seed: int
+    device: torch.device | str | None
+    context: Mapping[str, Any] | None
+    progress: bool
 
 
 def evaluate(
@@ -93,8 +119,9 @@ def evaluate(
     data: AnyTestData,
     *,
     attacks: Mapping[str, Attack] | None = None,
+    strength: Strength | None = None,
     num_images: int | None = None,
-    curve: Sequence[float] | None = CURVE_EPS,
+    curve: Sequence[float] | Literal["auto"] | None = "auto",
     curve_images: int = 1000,
     checks: bool | Iterable[str] = True,
     check_images: int = 256,
@@ -125,9 +152,11 @@ def evaluate(
         data: What :func:`cartl_hub.load_splits` makes, a ``DataLoader`` or ``Dataset`` of PyTorch, or images [N, C, H, W] in
             [0, 1] (or uint8) and labels [N]. Read once, from front to back; what isn't in memory is kept in a temporary file.
         attacks: By name, which the report shows; by default :func:`default_attacks`. The cheapest runs first.
-        num_images: Only so many, each class in proportion, the same ones each time, fewer inside more; of a stream, a
-            ``DataLoader`` or tensors the first ones.
-        curve: Linf radii, from 0 upwards, at which PGD-20 measures accuracy against radius; None for none.
+        strength: Of the default attacks: "quick", "standard" (which None is) or "full". Not with ``attacks``.
+        num_images: Only so many, the same ones each time: each class in proportion, fewer inside more; evenly spaced where a
+            data set of PyTorch has no ``targets``; the first ones of a stream, or of a loader with an order of its own.
+        curve: Linf radii, from 0 upwards, at which PGD-20 measures accuracy against radius; None for none. "auto": 12 radii up to
+            64/255, but none with strength "quick".
         curve_images: Images that the curve is measured on, evenly spaced over those that are measured.
         checks: Whether :func:`cartl_hub.run_checks` is part of it, or which of its checks.
         check_images: Images that checks are made on, evenly spaced too.
@@ -135,7 +164,7 @@ def evaluate(
         budget: What it may take. Clean accuracy and the cheapest attack of the first threat model are measured whatever it is;
             what follows is done in this order, until it is spent: the other attacks on every image, checks, curve, and the
             attacks on survivors, APGD-CE before APGD-T before Square. The report says what was left out.
-        resume: Folder in which finished batches are kept. Where it holds those of the same evaluation, it goes on behind them;
+        resume: Folder in which finished batches are kept. Where it holds those of the same evaluation, it resumes after them;
             those of another one that was finished make way. Several machines must share it.
         keep: Leave in that folder each adversarial image that broke. Otherwise those of an attack go once they have had their
             second verdict, but for a few.
@@ -151,12 +180,16 @@ def evaluate(
             other images of a batch, or have no gradient for an attack that needs one; if images are outside [0, 1] or labels
             outside the classes, if there are no images; or if ``resume`` holds another evaluation.
     """
-    attacks = default_attacks() if attacks is None else _by_name(attacks)
+    if attacks is not None and strength is not None:
+        raise ValueError(f"expected attacks or their strength, got both (strength={strength!r}); leave one out.")
+    attacks = default_attacks(strength=strength or "standard") if attacks is None else _by_name(attacks)
     check_names = chosen_checks(checks)
+    if curve == "auto":
+        curve = None if strength == "quick" else CURVE_EPS
     curve = None if curve is None else tuple(map(float, curve))
     check_model(model)
     _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, seed, resume, keep)
-    test, num_images = _sampled(as_data(data, model, batch_size), num_images)
+    test, num_images = sampled(as_data(data, model, batch_size), num_images)
     _refuse_other_order(model, test.label_names)
     stated, description = plain_json(context or {}, "context"), plain_json(test.description, "description of the data")
     if isinstance(model, Classifier):
@@ -207,7 +240,7 @@ def evaluate(
         trial = make_trial(model, pool, check_images, num_classes, run.eps, run.norm, batch_size, seed, device, transfer_source)
         run.measure(check_names, partial(make_check, trial=trial))
         journal.finished = not (keep or run.dropped)
-        return run.report(
+        report = run.report(
             context=stated,
             source=source_report,
             data=description | {"pixels": {"sha256": pool.digest, "shape": list(pool.images.shape[1:])}},
@@ -216,6 +249,9 @@ def evaluate(
             label_names=tuple(map(str, test.label_names)),
             environment=environment(device, cascade.seconds),
         )
+    if report.mistrust and rank_and_world()[0] == 0:
+        logger.warning(report.mistrust)
+    return report
 
 
 class _Run:
@@ -244,7 +280,7 @@ class _Run:
         self._run(self.clean, every, always=True)
         self.correct = self.clean.standing
         for stage in self.stages:
-            if not isinstance(stage.attack, DEAR):
+            if not isinstance(stage.attack, ON_SURVIVORS):
                 self._attack(stage)
         self._check(check_names, make)
         standing = self.correct & self.on_curve
@@ -252,7 +288,7 @@ class _Run:
             self._run(stage, standing)
             standing = stage.standing
         for stage in self.stages:
-            if isinstance(stage.attack, DEAR):
+            if isinstance(stage.attack, ON_SURVIVORS):
                 self._attack(stage)
 
     def _attack(self, stage: Stage) -> None:
@@ -408,16 +444,8 @@ def _threats(attacks: Sequence[Attack]) -> list[tuple[Norm, float]]:
 
 
 def _bar(progress: bool) -> tqdm:
-    shown = {} if progress and place()[0] == 0 else {"disable": True}
+    shown = {} if progress and rank_and_world()[0] == 0 else {"disable": True}
     return tqdm(desc="reading", total=0, bar_format=BAR.format(left=""), dynamic_ncols=True, mininterval=bar_interval(), **shown)
-
-
-def _sampled(test: Any, num_images: int | None) -> tuple[Any, int | None]:
-    """A sample of data whose labels are known, and how many images are still to be taken from the front."""
-    if not isinstance(test, ImageData) or num_images is None or num_images >= len(test):
-        return test, num_images
-    chosen = stratified_sample(test.labels, num_images, seed=0)
-    return Part(test, chosen, test.description | {"sampled_from": len(test)}), None
 
 
 def _by_name(attacks: Any) -> dict[str, Attack]:

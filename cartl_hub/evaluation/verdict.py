@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..attacks import Attack
 from ..models import Classifier
+from ..modules import check_dtype
 
 RANDOM_PASSES = 4
 RANDOM_CHANGE = 1e-3  # of logits between two passes, as a share of their spread: rounding stays far below
@@ -95,11 +96,7 @@ def check_model(model: nn.Module) -> None:
             f"expected a model in eval mode, got {len(training)} modules in train mode ({', '.join(training[:3])}); call "
             "model.eval() first."
         )
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_meta:
-            raise ValueError(f"expected a model with weights, got {name} on the meta device; load the weights first.")
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise ValueError(f"expected a model in torch.float32, got {name} in {tensor.dtype}; call model.float() first.")
+    check_dtype(model)
 
 
 @torch.no_grad()
@@ -137,7 +134,11 @@ def first_look(model: nn.Module, num_classes: int, device: torch.device, images:
     if num_classes < 2:
         raise ValueError(f"expected data of at least 2 classes, got {num_classes}: nothing could be classified wrongly.")
     images = images[:FEW].to(device)
-    classify(model, images, indices[:FEW], num_classes, "clean images")
+    try:
+        classify(model, images, indices[:FEW], num_classes, "clean images")
+    except RuntimeError as error:  # torch's, of a layer that takes something else
+        shape = list(images.shape[1:])
+        raise ValueError(f"expected a model for images {shape}, as the data have, got one that fails: {error}") from error
     refuse_neighbours(model, images)
 
 

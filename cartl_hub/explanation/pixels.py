@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attacks.attack import check_images, eval_mode, input_gradient
+from ..attacks.attack import check_images, input_gradient
+from ..modules import check_dtype, eval_mode
 from ..randomness import START, fold_in, image_keys, normal
 from ..ranges import check_number, check_whole
 
@@ -29,6 +30,7 @@ def saliency(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         ValueError: If images or labels have another shape, type or range.
     """
     check_images(images, labels)
+    check_dtype(model, images.dtype)
     with eval_mode(model):
         return input_gradient(model, images, labels, _losses)[0]
 
@@ -53,6 +55,7 @@ def smooth_grad(
         ValueError: As :func:`saliency`.
     """
     check_images(images, labels)
+    check_dtype(model, images.dtype)
     check_number("noise", noise, (">", 0))
     check_whole("num_samples", num_samples, (">=", 1))
     keys = image_keys(seed, 0, torch.arange(len(images), device=images.device))
@@ -83,6 +86,7 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor, *, ba
         ValueError: As :func:`saliency`.
     """
     check_images(images, labels)
+    check_dtype(model, images.dtype)
     check_number("baseline", baseline, (">=", 0), ("<=", 1))
     check_whole("steps", steps, (">=", 1))
     way, total = images - baseline, torch.zeros_like(images)

@@ -50,7 +50,7 @@ def explain(
     aren't those of the data gets a new classifier, fitted to the training images.
 
     Args:
-        model: That is asked about.
+        model: Model to explain.
         data: As for :func:`cartl_hub.load_splits`, or what it made. What was set aside when the model was trained on these data,
             is again.
         against: Other models, by name, with inputs of the same size: the source, or the same transfer from a natural one.
@@ -162,7 +162,8 @@ def _notes(model: Classifier, splits: Splits, train: ImageData, top: int, found:
         notes.append(f"there are {len(train)} training images, fewer than {top}")
     notes += [
         f"{each.name}: the training loss of its classifier, {each.loss:.3g}, lies about {each.excess:.2g} above its minimum, "
-        "where influence is defined; refit=True (--refit) moves it there first"
+        "where influence is defined; "
+        + ("its fit did not converge: raise weight_decay" if each.refitted else "refit=True (--refit) moves it there first")
         for each in found
         if each.far_from_minimum
     ]

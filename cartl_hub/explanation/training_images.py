@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..attacks.attack import eval_mode
 from ..blocks import recorded_input
 from ..data import Data
 from ..models import Classifier
+from ..modules import check_dtype, eval_mode, not_finite
 from ..ranges import check_number
 
 EXACT = 4096  # parameters up to which the Hessian is built: 128 MiB
@@ -93,10 +93,15 @@ class ClassifierLoss:
         of influence takes for granted.
 
         Args:
-            damping: As for :meth:`solve`.
+            damping: As for :meth:`solve`. It makes the distance look smaller, and is used where there is no inverse without.
         """
         gradient = self.gradient
-        step = self.solve(gradient[None], damping)[0]
+        try:
+            step = self.solve(gradient[None])[0]
+        except ValueError:
+            if not damping:
+                raise
+            step = self.solve(gradient[None], damping)[0]
         above = float((gradient * step).sum().clamp(min=0)) / 2
         return min(above, float(self.value()))  # far from the minimum Newton's method overshoots
 
@@ -257,9 +262,12 @@ def classifier_inputs(model: Classifier, data: Data, *, batch_size: int = 128, p
         Inputs [N, D] in fp64, and labels [N].
 
     Raises:
-        ValueError: If there are no images, or the classifier is something else.
+        ValueError: If there are no images, the classifier is something else, or weights aren't finite or not in fp32.
     """
     head = model.head
+    check_dtype(model)
+    if broken := not_finite(model.state_dict()):
+        raise ValueError(f"expected finite weights, got NaN or infinite values in {broken}.")
     if not isinstance(head, nn.Linear):
         raise ValueError(f"expected a linear layer as the classifier of {model.architecture}, got {type(head).__name__}.")
     device = head.weight.device

@@ -35,9 +35,9 @@ class DataArguments:
     """How to read a data set.
 
     Args:
-        id: Of the data, in names of models, reports and cards; found by itself for a folder or a data set of the Hub.
-        image_column: Found by itself where there is one image column.
-        label_column: Found by itself where there is one label column.
+        id: Name of the data in names of models, reports and cards; known for a folder or a data set of the Hub.
+        image_column: Detected automatically where there is one image column.
+        label_column: Detected automatically where there is one label column.
         config: Configuration of a data set on the Hub.
         revision: Commit, branch or tag of a data set on the Hub.
         label_names: For integer labels without names.

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..attacks import PGD, Attack
+from ..models import Classifier
 from ..randomness import CHOSEN, uniform
 from ..ranges import check_number, check_whole
-from .method import Method, check_attack
+from .method import Batch, Method, check_attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +80,10 @@ class AdversarialTraining(Method):
             raise ValueError(f"eps_schedule must be an EpsSchedule, got {self.eps_schedule!r}.")
 
     @property
-    def trained_blocks(self):
+    def trained_blocks(self) -> int | None:
         return self.num_blocks
 
-    def losses(self, model, batch):
+    def losses(self, model: Classifier, batch: Batch) -> dict[str, Tensor]:
         if self.adversarial_share is None:
             logits = model(self._perturbed(model, batch.images, batch.labels, batch.keys, batch.progress))
             return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits}

@@ -1,14 +1,17 @@
 """Feature distance minimisation (FDM), for source training."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks import PGD, Attack
 from ..blocks import last_blocks, recorded_input
+from ..models import Classifier
 from ..ranges import check_number, check_whole
-from .method import Method, check_attack
+from .method import Batch, Images, Method, check_attack
 
 
 def feature_distance(clean: Tensor, adversarial: Tensor) -> Tensor:
@@ -47,14 +50,15 @@ class FDM(Method):
         check_number("weight", self.weight, (">=", 0))
         check_attack(self.attack)
 
-    def setup(self, model, images=None):
-        last_blocks(model, self.num_blocks)  # a split that doesn't exist is an error before the first step
-        return super().setup(model, images)
+    @contextmanager
+    def setup(self, model: Classifier, images: Images | None = None) -> Iterator[Mapping[str, nn.Module]]:
+        split = _Split(model, self.num_blocks)  # one that doesn't exist is an error before the first step
+        with super().setup(model, images):
+            yield {"split": split}
 
-    def losses(self, model, batch):
+    def losses(self, model: Classifier, batch: Batch, split: "_Split") -> dict[str, Tensor]:
         adversarial = self.attack(model, batch.images, batch.labels, batch.keys)
-        first = last_blocks(model, self.num_blocks)[0]
-        with recorded_input(model, first.modules.values()) as features:
+        with recorded_input(model, split.first) as features:
             logits = model(adversarial)
             model(batch.images)
         distance = feature_distance(features[1], features[0])
@@ -65,3 +69,11 @@ class FDM(Method):
             "feature_distance": distance,
             "logits": logits,
         }
+
+
+class _Split(nn.Module):
+    """Where the last blocks begin; it has no weights."""
+
+    def __init__(self, model: Classifier, num_blocks: int):
+        super().__init__()
+        self.first = tuple(last_blocks(model, num_blocks)[0].modules.values())  # in a tuple: they stay the model's

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from torch import Tensor
 
+from ..models import Classifier
 from ..ranges import check_whole
-from .method import Method
+from .method import Batch, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +26,13 @@ class FineTuning(Method):
             check_whole("num_blocks", self.num_blocks, (">=", 1))
 
     @property
-    def trained_blocks(self):
+    def trained_blocks(self) -> int | None:
         return self.num_blocks
 
     @property
-    def natural(self):
+    def natural(self) -> bool:
         return type(self).losses is FineTuning.losses  # a subclass may do more with the images
 
-    def losses(self, model, batch):
+    def losses(self, model: Classifier, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch.images)
         return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits}

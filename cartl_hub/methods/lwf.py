@@ -1,6 +1,7 @@
 """Learning without forgetting (LwF), on features."""
 
 import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import recorded_input
+from ..models import Classifier
 from ..ranges import check_number
-from .method import Images, Method
+from .method import Batch, Images, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,12 @@ class LwF(Method):
         check_number("warm_start", self.warm_start, (">=", 0), ("<=", 1))
 
     @contextmanager
-    def setup(self, model, images=None):
+    def setup(self, model: Classifier, images: Images | None = None) -> Iterator[Mapping[str, nn.Module]]:
         source = SourceFeatures(model, images)
         with super().setup(model, images):
             yield {"source": source}
 
-    def losses(self, model, batch, source):
+    def losses(self, model: Classifier, batch: Batch, source: "SourceFeatures") -> dict[str, Tensor]:
         target = source(batch.images, batch.indices)
         if batch.progress < self.warm_start:
             logits = model.head(target).flatten(1)

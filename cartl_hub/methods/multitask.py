@@ -1,11 +1,15 @@
 """Several pretext tasks at once."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from torch import Tensor, nn
+
 from ..attacks import Attack
+from ..models import Classifier
 from ..ranges import check_number
-from .method import Method
+from .method import Batch, Images, Method
 from .pretext import Pretext, all_but_classifier
 
 
@@ -35,7 +39,7 @@ class MultiTask(Method):
             check_number("each of weights", weight, (">", 0))
 
     @property
-    def uses_labels(self):
+    def uses_labels(self) -> bool:
         return False
 
     @property
@@ -44,14 +48,16 @@ class MultiTask(Method):
         return next((task.attack for task in self.tasks if task.attack is not None), None)
 
     @contextmanager
-    def setup(self, model, images=None):
+    def setup(self, model: Classifier, images: Images | None = None) -> Iterator[Mapping[str, nn.Module]]:
         with all_but_classifier(model):
             yield {f"head_{number}": task.head(model) for number, task in enumerate(self.tasks)}
 
-    def losses(self, model, batch, **heads):
-        losses = {}
+    def losses(self, model: Classifier, batch: Batch, **heads: nn.Module) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
         for number, task in enumerate(self.tasks):
             found = task.losses(model, batch, head=heads[f"head_{number}"])
             losses[f"{type(task).__name__.lower()}_{number}"] = found["loss"]
-        weights = self.weights or (1.0,) * len(self.tasks)
-        return losses | {"loss": sum(weight * loss for weight, loss in zip(weights, losses.values(), strict=True))}
+        total = batch.images.new_zeros(())
+        for weight, loss in zip(self.weights or (1.0,) * len(self.tasks), losses.values(), strict=True):
+            total = total + weight * loss
+        return losses | {"loss": total}

@@ -1,19 +1,17 @@
 """Non-expansive fine-tuning (NEFT)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from ..attacks.attack import eval_mode
-from ..blocks import last_blocks
+from ..blocks import input_sizes, last_blocks
 from ..models import Classifier
 from ..ranges import check_number, check_whole
-from ..spectral import SigmaOf, Size, rescaled, weighted
-from .method import Method
+from ..spectral import SigmaOf, rescaled, weighted
+from .method import Batch, Images, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +50,14 @@ class NEFT(Method):
             raise ValueError(f"sigma must be 'kernel' or 'operator', got {self.sigma!r}.")
 
     @property
-    def trained_blocks(self):
+    def trained_blocks(self) -> int | None:
         return self.num_blocks
 
     @property
-    def natural(self):
+    def natural(self) -> bool:
         return type(self).losses is NEFT.losses  # a subclass may do more with the images
 
-    def adapt(self, model):
+    def adapt(self, model: Classifier) -> None:
         last_blocks(model, self.num_blocks)
         if self.convex_residual:
             if not hasattr(model.backbone, "set_convex_blocks"):
@@ -70,7 +68,7 @@ class NEFT(Method):
             model.backbone.set_convex_blocks(self.num_blocks)
 
     @contextmanager
-    def setup(self, model, images=None):
+    def setup(self, model: Classifier, images: Images | None = None) -> Iterator[Mapping[str, nn.Module]]:
         layers = weighted(layer for block in last_blocks(model, self.num_blocks) for layer in block.layers())
         sizes = input_sizes(model, layers) if self.sigma == "operator" else {}
         with (
@@ -79,24 +77,6 @@ class NEFT(Method):
         ):
             yield {}
 
-    def losses(self, model, batch):
+    def losses(self, model: Classifier, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch.images)
         return {"loss": F.cross_entropy(logits, batch.labels), "logits": logits}
-
-
-def input_sizes(model: Classifier, layers: Sequence[nn.Module]) -> dict[nn.Module, Size]:
-    """Height and width that each convolution among ``layers`` sees for an image of the model's input size."""
-    sizes: dict[nn.Module, Size] = {}
-
-    def record(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if args[0].ndim == 4:
-            sizes[layer] = (args[0].shape[2], args[0].shape[3])
-
-    handles = [layer.register_forward_pre_hook(record) for layer in layers]
-    try:
-        with torch.no_grad(), eval_mode(model):
-            model(torch.zeros(1, model.image_policy.num_channels, *model.image_policy.size, device=model.mean.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sizes

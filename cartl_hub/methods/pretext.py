@@ -1,7 +1,7 @@
 """Pretext tasks: what a network can learn to answer without labels."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import Attack
-from ..attacks.attack import eval_mode
 from ..blocks import trained_only
 from ..models import Classifier
+from ..modules import eval_mode
 from ..randomness import VIEW, fold_in
-from .method import Method, check_attack
+from .method import Batch, Images, Method, check_attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Pretext(Method):
             check_attack(self.attack)
 
     @property
-    def uses_labels(self):
+    def uses_labels(self) -> bool:
         return False
 
     @abstractmethod
@@ -55,11 +55,11 @@ class Pretext(Method):
         return outputs
 
     @contextmanager
-    def setup(self, model, images=None):
+    def setup(self, model: Classifier, images: Images | None = None) -> Iterator[Mapping[str, nn.Module]]:
         with all_but_classifier(model):
             yield {"head": self.head(model)}
 
-    def losses(self, model, batch, head):
+    def losses(self, model: Classifier, batch: Batch, head: nn.Module) -> dict[str, Tensor]:
         inputs, answers = self.pose(batch.images, batch.keys)
         asked = _Asked(self, model, head)
         if self.attack is not None:

@@ -7,7 +7,7 @@ import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..processes import place
+from ..processes import rank_and_world
 from ..ranges import check_number, check_whole
 from .pretext import Pretext, num_features, view_keys
 from .views import Views
@@ -45,11 +45,11 @@ class SimCLR(Pretext):
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.dim))
 
     def pose(self, images, keys):
-        if len(images) * place()[1] < 2:
+        if len(images) * rank_and_world()[1] < 2:
             raise ValueError("expected two images or more in a batch, as SimCLR tells them apart, got 1; raise batch_size.")
         views = torch.cat([self.views(images, view_keys(keys, number)) for number in (0, 1)])
         other = torch.arange(len(views), device=views.device).roll(len(images))
-        return views, place()[0] * len(views) + other
+        return views, rank_and_world()[0] * len(views) + other
 
     def logits(self, outputs):
         return similarities(outputs, self.temperature)
@@ -63,7 +63,7 @@ def similarities(outputs: Tensor, temperature: float) -> Tensor:
     Shape:
         [M, D] -> [M, processes * M].
     """
-    rank, world = place()
+    rank, world = rank_and_world()
     with torch.autocast(outputs.device.type, enabled=False):
         own = F.normalize(outputs.float(), dim=1)
         every = torch.cat(list(differentiable.all_gather(own))) if world > 1 else own

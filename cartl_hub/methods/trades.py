@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..attacks import NFGSM, PGD, RFGSM, Attack
-from ..attacks.attack import eval_mode
+from ..models import Classifier
+from ..modules import eval_mode
 from ..ranges import check_number, check_whole
-from .method import Method, check_attack
+from .method import Batch, Method, check_attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,10 @@ class TRADES(Method):
             check_whole("num_blocks", self.num_blocks, (">=", 1))
 
     @property
-    def trained_blocks(self):
+    def trained_blocks(self) -> int | None:
         return self.num_blocks
 
-    def losses(self, model, batch):
+    def losses(self, model: Classifier, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad(), eval_mode(model):
             soft_labels = model(batch.images).float().softmax(1)  # cross-entropy to these is the divergence plus a constant
         adversarial = self.attack(model, batch.images, soft_labels, batch.keys)

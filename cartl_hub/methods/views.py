@@ -45,10 +45,11 @@ class Views:
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1], [B] -> [B, C, H, W] in [0, 1]."""
-        images = self._cropped(images, keys)
-        if self.colour:
-            images = self._coloured(images, keys)
-        return (self._blurred(images, keys) if self.blur else images).clamp(0, 1)  # weights that sum to 1, but for rounding
+        with torch.autocast(images.device.type, enabled=False):  # pixels stay in fp32, whatever the network's precision
+            images = self._cropped(images, keys)
+            if self.colour:
+                images = self._coloured(images, keys)
+            return (self._blurred(images, keys) if self.blur else images).clamp(0, 1)  # weights that sum to 1, but for rounding
 
     def _cropped(self, images: Tensor, keys: Tensor) -> Tensor:
         """Area and logarithm of the ratio of the sides, 3/4 to 4/3, are uniform; a side ends at that of the image."""

@@ -11,6 +11,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from ..images import CropMode, ImagePolicy, Interpolation
+from ..modules import check_dtype, eval_mode
 
 # Arguments of timm.create_model that say where weights come from, not what is built.
 NOT_BUILT = ("num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -40,7 +41,7 @@ class Classifier(nn.Module):
 
     Args:
         backbone: A timm model with a ``group_matcher``, e.g. ``timm.create_model("resnet18", num_classes=10)``.
-        architecture: timm's name of it; found by itself for a model that ``timm.create_model`` made.
+        architecture: timm's name of it; detected automatically for a model that ``timm.create_model`` made.
         model_args: Arguments of ``timm.create_model`` beside ``num_classes``, as a saved config needs them.
         label_names: Name of each class.
         image_policy: How pictures become inputs; by default as timm evaluates the backbone.
@@ -146,8 +147,9 @@ class Classifier(nn.Module):
             batch_size: Pictures in one forward pass.
 
         Raises:
-            ValueError: If a picture can't be read; the message holds its position.
+            ValueError: If a picture can't be read; the message holds its position. If weights aren't in fp32.
         """
+        check_dtype(self)
         if not isinstance(pictures, (list, tuple)):
             pictures = [pictures]
         inputs = []
@@ -159,17 +161,12 @@ class Classifier(nn.Module):
                 raise ValueError(f"picture {position}{name}: {error}") from error
         names = self.label_names or tuple(map(str, range(self.num_classes)))
         predictions = []
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with eval_mode(self):
             for start in range(0, len(inputs), batch_size):
                 batch = torch.stack(inputs[start : start + batch_size]).to(self.mean.device) / 255
                 for row in self(batch).float().softmax(1):
                     shares, classes = row.topk(min(top, len(row)))
                     predictions.append(Prediction(tuple(names[i] for i in classes.tolist()), tuple(shares.tolist())))
-        finally:
-            for module, training in modes:
-                module.training = training
         return predictions
 
 

@@ -1,6 +1,7 @@
 """All that was measured of a model, also as the JSON that ``report.schema.json`` describes."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from .words import text
 
 DRAWN = tuple(f"{name}.{kind}" for name in ("robustness", "curve", "classes") for kind in ("png", "svg"))
 FILES = ("report.html", *DRAWN, "samples.png", "curve.csv", "per_image.csv", "report.json")  # all that a report can write
+
+IN_BALL = "accuracy, "  # before the name of an attack, in the figures of a check
+OTHER_BALLS = ("eps-order",)  # checks whose attacks go further
 
 
 def plain_json(value: Any, what: str) -> Any:
@@ -39,8 +43,8 @@ class Results:
         data: Description of the data set.
         split: That was measured on.
         num_images: That were measured on.
-        complete: Whether that is all of the data; otherwise its first images, or a stratified sample where ``data`` says
-            "sampled_from" how many.
+        complete: Whether that is all of the data; otherwise its first images, or where ``data`` says "sampled_from" how many,
+            a sample: stratified, or as "sampled" says.
         seed: Of the random starts.
         label_names: Name of each class.
         clean: On images that aren't attacked.
@@ -93,7 +97,46 @@ class Results:
         return f"{type(self).__name__}({self.title!r}, clean {self.clean}, {self.threat} {self.robust}, n = {self.num_images:,})"
 
     @property
+    def failed_checks(self) -> list[Check]:
+        """Those that say that the robust accuracy can't be trusted."""
+        return [check for check in self.checks if check.status == "fail"]
+
+    @property
+    def below(self) -> tuple[str, float, int] | None:
+        """What a check's attack in the ball of the headline left where that is less than the robust accuracy, although checks
+        are no measurements: its name, the share and the number of images; None where checks failed none or found no less."""
+        found = [
+            (float(share), key.removeprefix(IN_BALL), check.num_images)
+            for check in self.checks
+            for key, share in check.figures.items()
+            if key.startswith(IN_BALL) and check.name not in OTHER_BALLS and self.failed_checks
+        ]
+        share, name, number = min(found, default=(math.inf, "", 0))
+        return (name, share, number) if share < self.robust.accuracy else None
+
+    @property
     def doubt(self) -> str:
+        """Why the robust accuracy should not be relied on, in sentences; empty where nothing speaks against it."""
+        return " ".join(filter(None, (self.guess, self.mistrust)))
+
+    @property
+    def mistrust(self) -> str:
+        """Said where checks failed; otherwise empty."""
+        if not (failed := self.failed_checks):
+            return ""
+        less = ""
+        if self.below is not None:
+            name, share, number = self.below
+            less = f"; in the same ball {name} left {share:.1%} of {number:,} images"
+        made = len(self.made_checks)
+        names = ", ".join(check.name for check in failed)
+        return (
+            f"{len(failed)} of {made} check{'s' * (made > 1)} failed ({names}): the robust accuracy may be far too high{less}. "
+            "Read them before you rely on it."
+        )
+
+    @property
+    def guess(self) -> str:
         """Said where clean accuracy, within its interval, is no more than one answer for all images gets; otherwise empty."""
         largest = max((row.num_images for row in self.per_class), default=0) / self.num_images
         if self.clean.interval[0] > largest:
@@ -137,7 +180,7 @@ class Results:
         )
         images = f"{self.num_images:,} image{'s' * (self.num_images > 1)}"
         if total := self.data.get("sampled_from"):
-            images += f" (of {total:,}, each class in proportion)"
+            images += f" (of {total:,}, {self.data.get('sampled', 'each class in proportion')})"
         elif not self.complete:
             images = f"the first {images}"
         absent = sum(not row.num_images for row in self.per_class)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..licences import LICENCES
+from ..licenses import LICENSES
 
 _BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -42,8 +42,8 @@ def card_errors(text: str) -> list[str]:
             if isinstance(value, str) and not _REPO_ID.fullmatch(value):
                 errors.append(f'"{key}" with value "{value}" is not valid. Use an id from the Hub.')
     for value in as_list(metadata.get("license")):
-        if isinstance(value, str) and value not in LICENCES:
-            errors.append(f'"license" must be one of [{", ".join(sorted(LICENCES))}]')
+        if isinstance(value, str) and value not in LICENSES:
+            errors.append(f'"license" must be one of [{", ".join(sorted(LICENSES))}]')
     return errors + _index_errors(metadata.get("model-index", []))
 
 

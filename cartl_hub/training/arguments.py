@@ -101,7 +101,8 @@ class TrainingArguments:
         nesterov: Momentum of Nesterov's kind.
         weight_decay: On every trained parameter, >= 0.
         clip_grad_norm: Largest 2-norm of the gradient, > 0; None for no bound.
-        precision: "fp32", "bf16", or "auto": a few steps of both are timed once and the faster is taken.
+        precision: Of the forward passes: "fp32", "bf16" (autocast), or "auto": bf16 where the hardware has matrix units for it
+            (CUDA from Ampere on, CPUs with AMX), else fp32. A run that continues on another machine keeps its own.
         ema: Decay, in (0, 1), of an exponential moving average of the weights, which then is the result; None for none.
         augmentation: None for none.
         cache: Keep what the frozen blocks give, rather than compute it in each step; None: don't.

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from tqdm.auto import tqdm
 
-from ..attacks.attack import eval_mode
 from ..batchnorm import BatchNormPolicy, batch_norms
 from ..blocks import last_blocks, list_blocks
 from ..data import Data, ImageData
 from ..files import remove_stale
 from ..methods import Method
 from ..models import Classifier
+from ..modules import eval_mode
 from ..weights import content_hash
 from .arguments import FeatureCache
 from .checkpoint import TrainingError
@@ -279,7 +279,9 @@ class FrozenPrefix:
             if id(tensor) not in own
         }
         kept = [(known.name, known.shape, known.order, str(known.dtype)) for known in self.known if known.used]
-        return content_hash(tensors, json.dumps([kept, self.model.architecture, record], sort_keys=True, default=str))
+        return content_hash(
+            tensors, json.dumps([kept, self.model.architecture, self.model.model_args, record], sort_keys=True, default=str)
+        )
 
 
 class CachedFeatures:

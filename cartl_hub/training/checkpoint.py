@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..weights import content_hash
+from .fingerprint import differences
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,39 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"expected {path} as the run wrote it, got a missing or damaged file ({error}). Put a copy there, or remove "
             f"{path.with_name(CHECKPOINT)} to start again."
         ) from error
+
+
+def read_fitting_checkpoint(
+    path: Path, fingerprint: Mapping[str, Any], num_steps: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and record of a checkpoint that a run may go on from.
+
+    Args:
+        path: Of the checkpoint.
+        fingerprint: Of the run.
+        num_steps: Of the run.
+
+    Raises:
+        TrainingError: As :func:`read_checkpoint`.
+        ValueError: If the checkpoint is of another run; the message names what differs.
+    """
+    tensors, record = read_checkpoint(path)
+    saved = record["fingerprint"]
+    different = [key for key in fingerprint if saved.get(key) != fingerprint[key]]
+    if fingerprint["weights"] == record["end_weights"]:
+        different = [key for key in different if key != "weights"]
+    if different:
+        pairs = "; ".join(line for key in different for line in differences(key, saved.get(key), fingerprint[key]))
+        raise ValueError(
+            f"expected the arguments with which {path} was begun, got others ({pairs}). Use the same ones, or another "
+            "output_dir, or begin anew with resume=False (in the shell --output, --fresh)."
+        )
+    if record["progress"]["step"] > num_steps:
+        raise ValueError(
+            f"expected a run of at most {num_steps} steps in {path}, got one at step {record['progress']['step']}. Use another "
+            "output_dir."
+        )
+    return tensors, record
 
 
 def read_best(folder: str | Path) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ a run that was killed and resumed ends with the weights of one that was not, bit
 """
 
 import copy
-import csv
 import logging
 import math
 import time
@@ -29,7 +28,7 @@ from ..files import locked
 from ..methods import Batch, Method
 from ..methods.method import Images
 from ..models import Classifier
-from ..processes import bar_interval
+from ..processes import bar_interval, default_precision
 from ..randomness import image_keys, seed_generators, step_seed
 from ..spectral import plain_state_dict
 from ..weights import content_hash
@@ -42,11 +41,14 @@ from .checkpoint import (
     load_optimizer_state,
     optimizer_state,
     read_checkpoint,
+    read_fitting_checkpoint,
     under,
     write_checkpoint,
 )
-from .fingerprint import differences, fingerprint
+from .fingerprint import fingerprint
+from .loss_log import LossLog
 from .result import Result, Validation
+from .validation import Validator
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class Task(nn.Module):
         """In which the model runs."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.model.mean.device.type, dtype=torch.bfloat16)
+        # a cast that was made for a pass without gradients must not serve the training pass, as it does in older torch
+        return torch.autocast(self.model.mean.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with self.autocast(), nullcontext() if self.prefix is None else self.prefix.skipped():
@@ -110,14 +113,25 @@ def train(
         DataError: If an image can't be read; a checkpoint of the step before is written first.
     """
     run = _Run(model, method, data, validation, bn or BatchNormPolicy(), arguments or TrainingArguments(), output_dir, resume)
-    with run.alone(), torch.random.fork_rng():
+    device = run.accelerator.device
+    with run.alone(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         return run()
 
 
 class _Run:
     """One call of :func:`train`."""
 
-    def __init__(self, model, method, data, validation, bn, arguments, output_dir, resume):
+    def __init__(
+        self,
+        model: Classifier,
+        method: Method,
+        data: Data,
+        validation: ImageData | None,
+        bn: BatchNormPolicy,
+        arguments: TrainingArguments,
+        output_dir: str | Path | None,
+        resume: bool,
+    ):
         self.given, self.model = model, copy.deepcopy(model)  # what is given changes at the very end
         self.method, self.data = method, data
         self.validation = validation if method.uses_labels else None
@@ -135,7 +149,8 @@ class _Run:
             self._check_without_labels()
         self._check_validation()
         self.accelerator = _accelerator(arguments, self.folder)
-        if self.per_epoch is not None and self.per_epoch < 5 and self.num_steps < 100 and self.accelerator.is_main_process:
+        few = self.per_epoch is not None and self.per_epoch < 5 and self.num_steps < 100
+        if few and isinstance(data, ImageData) and self.accelerator.is_main_process:
             logger.warning(
                 "%d images in batches of %d make %d steps in all, %d an epoch; a smaller batch_size (--batch-size 32) makes more",
                 *(len(data), arguments.batch_size, self.num_steps, self.per_epoch),
@@ -157,8 +172,11 @@ class _Run:
         self.fingerprint = fingerprint(method, bn, arguments, data, self.validation, self.model)
         self.checkpoint: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.best_state: dict[str, Tensor] | None = None
-        self.losses: list[tuple[int, float, float]] = []
-        self.pending: list[tuple[int, Tensor, Tensor]] = []
+        self.losses = LossLog(self.folder, self.accelerator, self._lr)
+        self.validator = None
+        if self.validation is not None:
+            at_once = max(1, min(128, arguments.batch_size // world))
+            self.validator = Validator(self.validation, arguments.validation_images, at_once, self._to_float, self.accelerator)
         self.stale = 0  # validations since the best one
 
     def _check_without_labels(self) -> None:
@@ -300,16 +318,16 @@ class _Run:
         optimizer = self._optimizer(trained)
         self.average = {name: t.clone() for name, t in plain_state_dict(task.model).items()} if arguments.ema else None
         start = self._restore(task, optimizer)
-        task.precision = self.result.precision = self._precision(task)
+        task.precision = self.result.precision = self._precision()
         saved_at = begun = time.monotonic()
         ended = start == self.num_steps or self.result.stopped is not None
         data = self.data if arguments.cache is None or ended else self._cache(task, start)
         wrapped = accelerator.prepare_model(task).train()
         if not self.resume:
             self._forget()
-        self._open_logs()
-        if self.checkpoint is None and arguments.precision == "auto":
-            self._save(task, optimizer, 0)  # a run that dies before its first checkpoint must not choose again
+        self.losses.open(start)
+        if arguments.log_with:
+            accelerator.init_trackers("tracker")
         batches = data.training_batches(
             batch_size=arguments.batch_size,
             seed=arguments.seed,
@@ -333,12 +351,13 @@ class _Run:
                     self.result.stopped = f"the data ended after {step} of {self.num_steps} steps"
                     break
                 except DataError as error:
-                    where = self._save(task, optimizer, step)
+                    # the other processes have read theirs, and don't come to the collectives of a checkpoint
+                    where = self._save(task, optimizer, step) if accelerator.num_processes == 1 else self._where()
                     raise DataError(f"{error} Training stopped at step {step}{where}") from error
                 self._step(wrapped, task, optimizer, trained, drawn, step)
                 self.result.seconds = seconds + time.monotonic() - begun
-                if main and self.losses:
-                    _, loss, accuracy = self.losses[-1]
+                if self.losses.newest is not None:
+                    loss, accuracy = self.losses.newest
                     shown = {} if math.isnan(accuracy) else {"acc": f"{accuracy:.0%}"}
                     bar.set_postfix(loss=f"{loss:.3f}", **shown, refresh=False)
                 bar.update()
@@ -347,7 +366,7 @@ class _Run:
                 if self.validation is not None and (
                     done == self.num_steps or done % (self.period * arguments.validate_every) == 0
                 ):
-                    self._flush()
+                    self._write_losses()
                     self._validate(task, done, bar)
                 if self.result.stopped:
                     break
@@ -360,7 +379,7 @@ class _Run:
                 if (due or late) and done < self.num_steps:
                     self._save(task, optimizer, done)
                     saved_at = time.monotonic()
-        self._flush()
+        self._write_losses()
         self.result.steps = done
         self.result.images_per_second = self.result.steps * arguments.batch_size / max(self.result.seconds, 1e-9)
         for tracker in accelerator.trackers:  # accelerate's end_training would also end the process group
@@ -380,54 +399,36 @@ class _Run:
         images = self._see(drawn.images, keys) if self.features is None else self.features(drawn.indices, drawn.epoch)
         batch = Batch(images, labels, indices, keys, step / self.num_steps)
         for group in optimizer.param_groups:
-            group["lr"] = arguments.lr * arguments.schedule.factor(step, self.num_steps)
+            group["lr"] = self._lr(step)
         if not task.model.training:  # setting it takes as long as a small step
             wrapped.train()
         outputs = wrapped(batch)
         outputs["loss"].backward()  # accelerate's backward divides by what the environment says of accumulation
-        self._record(step, outputs, labels)
+        logits = outputs.get("logits")
+        accuracy = torch.tensor(math.nan) if logits is None else (logits.detach().argmax(1) == labels).float().mean()
+        self.losses.add(step, outputs["loss"].detach(), accuracy)
+        if self.losses.full:
+            self._write_losses()
         if arguments.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, arguments.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
+        if self.average is not None and arguments.ema is not None:
             _update_average(self.average, plain_state_dict(task.model, converged=False), arguments.ema, step)
 
     # What is measured on the way
 
-    def _record(self, step: int, outputs: dict[str, Tensor], labels: Tensor) -> None:
-        logits = outputs.get("logits")
-        accuracy = torch.tensor(math.nan) if logits is None else (logits.detach().argmax(1) == labels).float().mean()
-        self.pending.append((step, outputs["loss"].detach(), accuracy))
-        if self.accelerator.device.type == "cpu" or len(self.pending) >= 25:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Bring losses to the host; a loss that is not finite ends the run before its weights are saved."""
-        if not self.pending:
+    def _write_losses(self) -> None:
+        """A loss that is not finite ends the run before its weights are saved."""
+        if (bad := self.losses.write()) is None:
             return
-        values = torch.stack([torch.stack([loss.float(), acc.to(loss.device).float()]) for _, loss, acc in self.pending])
-        values = self.accelerator.reduce(values, reduction="mean").cpu()
-        steps = [step for step, _, _ in self.pending]
-        self.pending.clear()
-        for step, (loss, accuracy) in zip(steps, values.tolist(), strict=True):
-            if not math.isfinite(loss):
-                saved = self.folder is not None and self._checkpoint_path.exists()
-                kept = f"the last good checkpoint is {self._checkpoint_path}" if saved else "nothing was saved"
-                raise TrainingError(
-                    f"the loss became {loss} at step {step} of {self.num_steps}; {kept}. Lower lr (now {self.arguments.lr}), "
-                    "set clip_grad_norm=1.0, or use precision='fp32'."
-                )
-            self.losses.append((step, loss, accuracy))
-        if self.accelerator.is_main_process:
-            if self.folder is not None:
-                with open(self.folder / "losses.csv", "a", newline="") as file:
-                    csv.writer(file).writerows((s, f"{loss:.6g}", f"{acc:.4g}") for s, loss, acc in self.losses[-len(steps) :])
-            if self.arguments.log_with:
-                step, loss, accuracy = self.losses[-1]
-                lr = self.arguments.lr * self.arguments.schedule.factor(step, self.num_steps)
-                shown = {"train/loss": loss, "train/accuracy": accuracy, "train/lr": lr}
-                self.accelerator.log({name: value for name, value in shown.items() if math.isfinite(value)}, step=step)
+        step, loss = bad
+        saved = self.folder is not None and self._checkpoint_path.exists()
+        kept = f"the last good checkpoint is {self._checkpoint_path}" if saved else "nothing was saved"
+        raise TrainingError(
+            f"the loss became {loss} at step {step} of {self.num_steps}; {kept}. Lower lr (now {self.arguments.lr}), "
+            "set clip_grad_norm=1.0, or use precision='fp32'."
+        )
 
     def _validate(self, task: Task, step: int, bar: tqdm) -> None:
         """Measure the plain model on validation images and keep it if it is the best so far."""
@@ -437,7 +438,8 @@ class _Run:
         attacks: dict[str, Attack] = {} if attack is None else {"robust": attack}
         if attack is not None and self._single_step:
             attacks["fgsm"] = FGSM(eps=attack.eps, norm=attack.norm)
-        accuracy = self._accuracies(attacks)
+        assert self.validator is not None
+        accuracy = self.validator.accuracies(self.model, attacks)
         found = Validation(step, accuracy["clean"], accuracy.get("robust"), accuracy.get("fgsm"))
         self.result.validations.append(found)
         best = self.result.best
@@ -467,27 +469,6 @@ class _Run:
     def _single_step(self) -> bool:
         return isinstance(getattr(self.method, "attack", None), (FGSM, RFGSM, NFGSM))
 
-    def _accuracies(self, attacks: Mapping[str, Attack]) -> dict[str, float]:
-        """Of the plain model, over all processes."""
-        assert self.validation is not None
-        accelerator, model = self.accelerator, self.model.eval()
-        num = min(len(self.validation), self.arguments.validation_images)
-        correct = dict.fromkeys(["clean", *attacks], 0)
-        mine = torch.arange(accelerator.process_index, num, accelerator.num_processes)
-        for indices in mine.split(128):
-            images = self._to_float(self.validation.get(indices))
-            labels = self.validation.labels[indices].to(images.device)
-            keys = image_keys(0, 0, indices.to(images.device))
-            for name in correct:
-                inputs = images
-                if name != "clean":
-                    inputs = attacks[name](model, images, labels, keys, until_broken=True)
-                with torch.inference_mode():
-                    correct[name] += int((model(inputs).argmax(1) == labels).sum())
-        counts = torch.tensor(list(correct.values()), device=accelerator.device)
-        counts = accelerator.reduce(counts, reduction="sum")
-        return {name: count / num for name, count in zip(correct, counts.tolist(), strict=True)}
-
     # What the run starts from and ends with
 
     def _optimizer(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -499,39 +480,15 @@ class _Run:
             trained, lr=arguments.lr, momentum=arguments.momentum, nesterov=nesterov, weight_decay=arguments.weight_decay
         )
 
-    def _precision(self, task: Task) -> str:
+    def _precision(self) -> str:
         if self.checkpoint is not None:
-            return self.result.precision
-        if self.arguments.precision != "auto":
-            return self.arguments.precision
-        (choice,) = broadcast_object_list([self._faster_precision(task)])  # by all, as a method may gather from all
+            return self.result.precision  # on whatever machine it goes on
+        chosen = self.arguments.precision
+        (choice,) = broadcast_object_list([default_precision(self.accelerator.device) if chosen == "auto" else chosen])
         return choice
 
-    def _faster_precision(self, task: Task) -> str:
-        """Time a few steps of each; the task is left as it was."""
-        before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        size = self.arguments.batch_size
-        drawn = next(self.data.training_batches(batch_size=size, seed=0, start=0, stop=1, rank=rank, world=world))
-        indices = drawn.indices.to(self.accelerator.device)
-        labels = drawn.labels.to(self.accelerator.device)
-        batch = Batch(self._to_float(drawn.images), labels, indices, image_keys(0, 0, indices), 0.999)
-        task.train()
-        durations: list[float] = []
-        for precision in ("fp32", "bf16"):
-            task.precision, first, durations = precision, durations[:1], []
-            for _ in range(4):
-                begun = time.perf_counter()
-                task(batch)["loss"].backward()
-                if indices.is_cuda:
-                    torch.cuda.synchronize()
-                durations.append(time.perf_counter() - begun)
-                if first and durations[-1] > 3 * first[0]:  # without hardware for bf16 a step can take 15 times as long
-                    break
-            self.result.timing[precision] = min(durations[1:] or durations)
-        task.zero_grad(set_to_none=True)
-        task.load_state_dict(before)
-        return min(self.result.timing, key=self.result.timing.__getitem__)
+    def _lr(self, step: int) -> float:
+        return self.arguments.lr * self.arguments.schedule.factor(step, self.num_steps)
 
     def _current_state(self, task: Task) -> dict[str, Tensor]:
         """The main process's, in every process: each has batch statistics of its own part of the batches."""
@@ -555,28 +512,15 @@ class _Run:
         assert self.folder is not None
         return self.folder / CHECKPOINT
 
-    def _open_logs(self) -> None:
-        """Cut the log of losses at the step where the run goes on, start the trackers."""
-        if self.folder is not None and self.accelerator.is_main_process:
-            path, kept = self.folder / "losses.csv", []
-            if self.checkpoint is not None and path.exists():
-                with open(path, newline="") as file:
-                    rows = [row for row in csv.reader(file) if row and row[0].isdigit()]
-                kept = [row for row in rows if int(row[0]) < self.result.steps and len(row) == 3]
-            with open(path, "w", newline="") as file:
-                csv.writer(file).writerows([("step", "loss", "accuracy"), *kept])
-        if self.arguments.log_with:
-            self.accelerator.init_trackers("tracker")
-
     def _save(self, task: Task, optimizer: torch.optim.Optimizer, step: int, *, end_weights: str | None = None) -> str:
         """Write a checkpoint from which the run goes on at ``step``; returns words on where it lies.
 
         Args:
             end_weights: Hash of the result, where the run has ended.
         """
-        self._flush()
+        self._write_losses()
         if self.folder is None:
-            return "; nothing was saved, as there is no output_dir."
+            return self._where()
         if self.accelerator.is_main_process:
             tensors = {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
             tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
@@ -590,30 +534,20 @@ class _Run:
             progress = {"step": step, "stale": self.stale, "result": result, "optimizer": scalars}
             record = {"progress": progress, "fingerprint": self.fingerprint, "end_weights": end_weights}
             write_checkpoint(self._checkpoint_path, tensors, record)
-        return f"; the run goes on from {self._checkpoint_path} with resume=True."
+        return self._where()
+
+    def _where(self) -> str:
+        """Words on what a run that ends here can be continued from."""
+        if self.folder is None:
+            return "; nothing was saved, as there is no output_dir."
+        if not self._checkpoint_path.exists():
+            return "; there is no checkpoint yet."
+        return f"; run it again to continue from {self._checkpoint_path}."
 
     def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        if self.folder is None:
+        if self.folder is None or not self._checkpoint_path.exists():
             return None
-        if not self._checkpoint_path.exists():
-            return None
-        tensors, record = read_checkpoint(self._checkpoint_path)
-        saved, now = record["fingerprint"], self.fingerprint
-        different = [key for key in now if saved.get(key) != now[key]]
-        if now["weights"] == record["end_weights"]:
-            different = [key for key in different if key != "weights"]
-        if different:
-            pairs = "; ".join(line for key in different for line in differences(key, saved.get(key), now[key]))
-            raise ValueError(
-                f"expected the arguments with which {self._checkpoint_path} was begun, got others ({pairs}). "
-                "Use the same ones, or another output_dir, or begin anew with resume=False (in the shell --output, --fresh)."
-            )
-        if record["progress"]["step"] > self.num_steps:
-            raise ValueError(
-                f"expected a run of at most {self.num_steps} steps in {self._checkpoint_path}, got one at step "
-                f"{record['progress']['step']}. Use another output_dir."
-            )
-        return tensors, record
+        return read_fitting_checkpoint(self._checkpoint_path, self.fingerprint, self.num_steps)
 
     def _forget(self) -> None:
         """Remove the checkpoints of an earlier run, from which nobody should go on once this one has begun."""

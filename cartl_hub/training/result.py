@@ -34,7 +34,6 @@ class Result:
         stopped: Why it ended early, or None.
         weights: Which weights the model has now: "last" or "best".
         device: Where it ran.
-        timing: Seconds per step of fp32 and bf16, where "auto" measured them.
     """
 
     steps: int = 0
@@ -47,4 +46,3 @@ class Result:
     stopped: str | None = None
     weights: str = "last"
     device: str = "cpu"
-    timing: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Licences that the Hub has a name for."""
+"""Licenses that the Hub has a name for."""
 
 # as https://huggingface.co/docs/hub/repositories-licenses lists them; cards give any other as "other" with a license_name
 _NAMES = """
@@ -11,4 +11,4 @@ _NAMES = """
     ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1
     llama3.2 llama3.3 llama4 grok2-community gemma unknown other
     """
-LICENCES = frozenset(_NAMES.split())
+LICENSES = frozenset(_NAMES.split())

@@ -1,0 +1,40 @@
+"""What is asked of any module, and the mode that it runs in."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run ``model`` in eval mode, then give each of its modules the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def check_dtype(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Refuse a module without weights, or with some of another dtype.
+
+    Raises:
+        ValueError: With the name of the first one.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(f"expected a model with weights, got {name} on the meta device; load the weights first.")
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            remedy = "; call model.float() first." if dtype == torch.float32 else ", and images of the other."
+            raise ValueError(f"expected a model in {dtype}, got {name} in {tensor.dtype}{remedy}")
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with NaN or infinite values."""
+    broken = (name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all())
+    return next(broken, None)
