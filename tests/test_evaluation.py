@@ -121,6 +121,32 @@ def test_options_are_the_arguments():
     assert set(EvaluationOptions.__annotations__) == arguments
 
 
+def test_a_model_for_other_images_is_refused_in_words():
+    _, data, _ = linear_case()
+    channels = data.get(torch.arange(1)).shape[1]
+    other = nn.Sequential(nn.Conv2d(channels + 1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(
+        ValueError, match=rf"expected a model for images \[{channels}, .*, as the data have, got one that fails: "
+    ):
+        evaluate(other, data, attacks=FEW, progress=False)
+
+
+def test_a_failed_check_is_said_in_the_log(caplog):
+    class Rounding(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            rounded = (images * 8).round() / 8
+            return self.model(images + (rounded - images).detach() * 1.0) * 1e6
+
+    model, data, _ = linear_case()
+    report = evaluate(Rounding(model).eval(), data, attacks=FEW, curve=None, progress=False)
+    assert report.failed_checks
+    assert report.mistrust in caplog.text
+
+
 def test_strength():
     model, data, _ = linear_case()
     report = evaluate(model, data, strength="quick", checks=False, progress=False)

@@ -218,7 +218,13 @@ def test_same_classes_keep_the_classifier(tmp_path):
     ("source", "method", "error", "message"),
     [
         ("no_such_model", FineTuning(), ModelError, "expected a folder, a Hub id"),
-        ("wrn10_1", FineTuning(), ModelError, "timm has no pretrained weights for 'wrn10_1'"),
+        ("wrn10_1", FineTuning(), ModelError, "expected a source with weights, got 'wrn10_1'"),
+        (
+            "wrn16_2.fdm5_cifar100",
+            FineTuning(),
+            ModelError,
+            r"Similar names: wrn16_2\.fdm4_cifar100, .*create_model\('wrn16_2'\)",
+        ),
         (make_model("wrn10_1"), FineTuning(num_blocks=9), ValueError, r"num_blocks must be in \[1, 5\]"),
         (
             make_model("test_vit"),

@@ -227,6 +227,24 @@ def test_only_what_belongs_to_a_model_is_sent(writer, folder):
     assert not {"optimizer.pt", ".env", ".hidden.png", "other.png"} & sent.keys()
 
 
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("id: a\ndata:\n  id: b/c\n  local: /home/me/photos  # mine\n  read: {seed: 1}  # kept\n", "read: {seed: 1}  # kept"),
+        ("id: a\ndata: {id: b/c, local: /home/me/photos}\n", "id: b/c"),
+        ("id: a  # kept\ndata: {id: b/c}\n", "id: a  # kept\ndata: {id: b/c}\n"),
+    ],
+)
+def test_a_path_in_a_recipe_is_not_sent(writer, folder, text, sent, caplog):
+    (folder / "recipe.yaml").write_text(text)
+    publish(folder, ID)
+    found = writer.files(ID)["recipe.yaml"].decode()
+    assert "/home/me" not in found
+    assert sent in found
+    assert (folder / "recipe.yaml").read_text() == text
+    assert "some of the test images are in samples.png and report.html, which is published" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["report.json", "recipe.yaml"])
 def test_a_token_in_a_file_is_not_sent(writer, folder, name):
     content = json.loads((folder / "report.json").read_text())
