@@ -328,8 +328,8 @@ def test_what_a_check_broke_bounds_the_headline():
     assert doubtful.below == ("Square", 0.02, 128)
     assert doubtful.mistrust == doubtful.doubt
     assert doubtful.mistrust == (
-        "2 of 2 checks failed (gradient-free, eps-order): the robust accuracy may be far too high; in the same ball Square left 2.0% "
-        "of 128 images. Read them before you rely on it."
+        "2 of 2 checks failed (gradient-free, eps-order): the robust accuracy may be far too high; in the same ball Square left "
+        "2.0% of 128 images. Read them before you rely on it."
     )
     assert "(gradient-free, eps-order): the robust accuracy may be far too high" in str(doubtful)
     assert make_report(checks=(wider,)).below is None
