@@ -358,14 +358,18 @@ def _lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
 
 
 def _eval_results(report: Report) -> list[EvalResult]:
-    """For the model-index of the Hub; the attack is part of the metric's name, as the Hub groups by data set."""
+    """For the model-index of the Hub; the attack is part of the metric's name, as the Hub groups by data set.
+
+    Where checks failed, clean accuracy alone: no table may rank a robust accuracy that can't be trusted.
+    """
     data = printable(str(report.data.get("id", "unknown")))
     measured = [("accuracy", report.clean.accuracy)]
-    measured += [
+    robust = [
         (f"robust accuracy, {name} ({result.threat}{'' if result.alone else ', cumulative'})", result.accuracy)
         for name, result in report.attacks.items()
     ]
-    measured += [(f"robust accuracy, worst case ({threat})", result.accuracy) for threat, result in report.worst_case.items()]
+    robust += [(f"robust accuracy, worst case ({threat})", result.accuracy) for threat, result in report.worst_case.items()]
+    measured += [] if report.failed_checks else robust
     return [
         EvalResult(
             task_type="image-classification",

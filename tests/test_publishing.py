@@ -36,7 +36,7 @@ from cartl_hub import (
 )
 from cartl_hub import hub as hub_module
 from cartl_hub.card import render_card
-from cartl_hub.folder import CARD, CONFIG, WEIGHTS
+from cartl_hub.folder import CARD, CONFIG, WEIGHTS, read_model, read_report
 from cartl_hub.publishing import check_publishable, plan
 from cartl_hub.report.figures import Check, WorstCase
 from cartl_hub.testing import Fault, LocalHub
@@ -816,3 +816,13 @@ def test_license_is_what_the_maker_states(tmp_path):
         assert f"License of the weights: {license or 'not stated'}. Of the source's: apache-2.0." in card
         assert "not trained yet" in card
         assert ModelCard(card).data.license == license
+
+
+def test_a_robust_accuracy_that_failed_its_checks_enters_no_table(folder):
+    model, report = read_model(folder), read_report(folder)
+    names = [result.metric_name for result in ModelCard(render_card(model, report=report)).data.eval_results]
+    assert any("robust accuracy" in name for name in names)
+    check = Check("gradient-free", "fail", {"accuracy, Square": 0.0}, "Gradients are masked.", "", 128)
+    card = render_card(model, report=replace(report, checks=(*report.checks, check)))
+    assert [result.metric_name for result in ModelCard(card).data.eval_results] == ["accuracy"]
+    assert "the robust accuracy may be far too high" in card
