@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attacks import APGD, APGDT, FABT, PGD, Attack, Square, Transfer
 from ..processes import gather, rank_and_world
-from ..randomness import image_keys, permutation
+from ..randomness import permutation
 from ..ranges import check_number, check_whole
 from ..report import threat_text
 from .journal import Entry, Journal
-from .pool import Pool
-from .verdict import PassCounter, Verdict, classify, judge
+from .subject import Subject
+from .verdict import PassCounter
 
 logger = logging.getLogger(__name__)
 
@@ -185,25 +185,10 @@ class Cascade:
     Each process takes every ``world``-th batch; after each round all of them know all verdicts.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        pool: Pool,
-        journal: Journal,
-        counter: PassCounter,
-        bar: tqdm,
-        *,
-        num_classes: int,
-        seed: int,
-        batch_size: int,
-        device: torch.device,
-        budget: Budget,
-        keep_images: bool,
-    ):
-        self.model, self.pool, self.journal, self.counter, self.bar = model, pool, journal, counter, bar
-        self._attacked = False
-        self.num_classes, self.seed, self.batch_size, self.device = num_classes, seed, batch_size, device
+    def __init__(self, subject: Subject, journal: Journal, counter: PassCounter, bar: tqdm, *, budget: Budget, keep_images: bool):
+        self.subject, self.journal, self.counter, self.bar = subject, journal, counter, bar
         self.budget, self.keep_images = budget, keep_images
+        self._attacked = False
         self.rank, self.world = rank_and_world()
         self.passes, self.seconds = 0, 0.0
         for entry in (entry for entries in journal.entries.values() for entry in entries):
@@ -237,18 +222,17 @@ class Cascade:
         self.bar.set_description(stage.name, refresh=False)
         self.bar.bar_format = BAR.format(left=", {remaining} left" if self._attacked else "")
         self.bar.total = self.bar.n + int(images.sum()) * planned_passes(stage.attack) + later
-        self._work(
-            stage.key, stage.entries, _positions(images), self.batch_size, lambda part: self._attack(stage, part), stage, always
-        )
+        at_once = self.subject.batch_size
+        self._work(stage.key, stage.entries, _positions(images), at_once, lambda part: self._attack(stage, part), stage, always)
         if stage.attack is None:
             return
         self._attacked = True  # what came before says nothing of how fast attacks are
         broken = _positions(stage.broken)
-        mixed = broken[permutation(self.seed, 0, len(broken))]
-        size = max(1, min(self.batch_size, len(broken) // 2))  # at least two batches: an image's neighbours are other ones
+        mixed = broken[permutation(self.subject.seed, 0, len(broken))]
+        size = max(1, min(at_once, len(broken) // 2))  # at least two batches: an image's neighbours are other ones
         self._work(f"{stage.key}again", stage.again, mixed, size, lambda part: self._judge_again(stage, part))
         if not self.keep_images:  # those of large images in every stage would fill a disk
-            kept = few_of_each_class(stage.broken, self.pool.labels)
+            kept = few_of_each_class(stage.broken, self.subject.pool.labels)
             self.journal.thin_out(stage.key, stage.entries[self.rank :: self.world], kept)
 
     def check(self, names: Sequence[str], make: Callable[[str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -312,14 +296,14 @@ class Cascade:
         return entry
 
     def _attack(self, stage: Stage, positions: Tensor) -> _Found:
-        images, labels, indices = self._load(positions)
+        subject = self.subject
+        images, labels, indices = subject.load(positions)
         if stage.attack is None:
-            predicted = classify(self.model, images, indices, self.num_classes, stage.name)
+            predicted = subject.classify(images, indices, stage.name)
             return _Found(predicted, predicted != labels)
-        keys = image_keys(self.seed, 0, indices.to(self.device))
-        adversarial = stage.attack(self.model, images, labels, keys, until_broken=True)
+        adversarial = stage.attack(subject.model, images, labels, subject.keys(indices), until_broken=True)
         # an attack may search as it likes, the verdict is taken here
-        verdict = self._judge(stage, images, adversarial, indices)
+        verdict = subject.judge(images, adversarial, stage.attack, indices, f"the images of {stage.name}")
         broken, rejected = verdict.breaks(labels), int(verdict.rejected.sum())
         if rejected and not any(entry.rejected for entry in stage.entries):
             logger.warning(
@@ -328,19 +312,11 @@ class Cascade:
         return _Found(verdict.predicted, broken, rejected, verdict.images[broken])
 
     def _judge_again(self, stage: Stage, positions: Tensor) -> _Found:
-        images, labels, indices = self._load(positions)
-        adversarial = self.journal.images(stage.key, stage.entries, positions).to(self.device)
-        verdict = self._judge(stage, images, adversarial, indices)
-        return _Found(verdict.predicted, verdict.breaks(labels))
-
-    def _judge(self, stage: Stage, images: Tensor, adversarial: Tensor, indices: Tensor) -> Verdict:
         assert stage.attack is not None
-        what = f"the images of {stage.name}"
-        return judge(self.model, images, adversarial, stage.attack, indices, self.num_classes, what)
-
-    def _load(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        images = self.pool.get(positions, self.device)
-        return images, self.pool.labels[positions].to(self.device), self.pool.indices[positions]
+        images, labels, indices = self.subject.load(positions)
+        adversarial = self.journal.images(stage.key, stage.entries, positions).to(self.subject.device)
+        verdict = self.subject.judge(images, adversarial, stage.attack, indices, f"the images of {stage.name}")
+        return _Found(verdict.predicted, verdict.breaks(labels))
 
     def _show(self, stage: Stage | None, new: Sequence[Entry]) -> None:
         if stage is not None:

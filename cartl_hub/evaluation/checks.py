@@ -11,13 +11,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..attacks.attack import DEFAULT_EPS, Norm
-from ..randomness import image_keys
 from ..ranges import check_whole
 from ..report import Check
-from ..sampling import evenly_spaced
 from .given import AnyTestData, as_data, sampled
-from .pool import Pool, read_pool
+from .pool import read_pool
 from .probes import CHECKS, SECOND_VERDICT, Probe
+from .subject import Subject
 from .trial import Comparison, Skipped, Trial, share
 from .verdict import check_model, first_look, measuring
 
@@ -119,32 +118,14 @@ def run_checks(
         source = transfer_source
         if source is not None:
             stack.enter_context(measuring(source, device))
-        trial = make_trial(model, pool, num_images, len(test.label_names), eps, norm, batch_size, seed, device, source)
+        subject = Subject(model, pool, len(test.label_names), seed, batch_size, device)
+        trial = Trial(subject, num_images, eps=eps, norm=norm, source=source)
         bar = stack.enter_context(tqdm(chosen, unit="check", dynamic_ncols=True, **({} if progress else {"disable": True})))
         found = []
         for name in bar:
             bar.set_description(name)
             found.append(make_check(name, trial))
     return tuple(found)
-
-
-def make_trial(
-    model: nn.Module,
-    pool: Pool,
-    num_images: int,
-    num_classes: int,
-    eps: float,
-    norm: Norm,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-    source: nn.Module | None,
-) -> Trial:
-    """Images of a pool for checks, evenly spaced, as data may be sorted by class."""
-    positions = evenly_spaced(num_images, len(pool))
-    keys = image_keys(seed, 0, pool.indices[positions].to(device))
-    images, labels = pool.get(positions, device), pool.labels[positions].to(device)
-    return Trial(model, images, labels, keys, num_classes=num_classes, eps=eps, norm=norm, batch_size=batch_size, source=source)
 
 
 def thresholds_table() -> str:

@@ -198,7 +198,7 @@ def _transfer(trial: Trial) -> list[Comparison]:
     if trial.source is None:
         raise Skipped("no other model was given as transfer_source")
     with torch.no_grad():
-        same = trial.source(trial.images[:1]).shape[1] == trial.num_classes
+        same = trial.source(trial.images[:1]).shape[1] == trial.subject.num_classes
     if not (same or hasattr(trial.source, "features")):
         raise Skipped("the other model has other classes, and no features")
     attack = trial.pgd() if same else FeatureDistance(eps=trial.eps, norm=trial.norm, steps=20)

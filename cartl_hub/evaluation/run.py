@@ -42,10 +42,12 @@ from ..report import (
 from ..sampling import evenly_spaced
 from ..weights import weights_sha256
 from .cascade import BAR, ON_SURVIVORS, Budget, Cascade, Stage, entering, few_of_each_class, lies_in, planned, planned_passes
-from .checks import chosen_checks, make_check, make_trial, second_verdict
+from .checks import chosen_checks, make_check, second_verdict
 from .given import AnyTestData, as_data, sampled
 from .journal import open_journal, refuse_other
 from .pool import read_pool
+from .subject import Subject
+from .trial import Trial
 from .verdict import FEWER, check_model, first_logits, first_look, has_gradient, measuring
 
 logger = logging.getLogger(__name__)
@@ -223,21 +225,10 @@ def evaluate(
         if resume is not None:  # weights don't show what a model does with them
             identity["logits"] = first_logits(model, pool.get(torch.arange(min(FEWER, len(pool))), device))
         journal = stack.enter_context(open_journal(resume, identity | {"images": pool.digest}))
-        cascade = Cascade(
-            model,
-            pool,
-            journal,
-            counter,
-            bar,
-            num_classes=num_classes,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
-            budget=budget or Budget(),
-            keep_images=keep,
-        )
+        subject = Subject(model, pool, num_classes, seed, batch_size, device)
+        cascade = Cascade(subject, journal, counter, bar, budget=budget or Budget(), keep_images=keep)
         run = _Run(cascade, attacks, curve, curve_images)
-        trial = make_trial(model, pool, check_images, num_classes, run.eps, run.norm, batch_size, seed, device, transfer_source)
+        trial = Trial(subject, check_images, eps=run.eps, norm=run.norm, source=transfer_source)
         run.measure(check_names, partial(make_check, trial=trial))
         journal.finished = not (keep or run.dropped)
         report = run.report(
@@ -258,7 +249,7 @@ class _Run:
     """The stages of one evaluation, and the report of them."""
 
     def __init__(self, cascade: Cascade, attacks: Mapping[str, Attack], curve: Sequence[float] | None, curve_images: int):
-        self.cascade, self.pool = cascade, cascade.pool
+        self.cascade, self.pool = cascade, cascade.subject.pool
         self.clean, self.stages = Stage("clean", "clean images"), planned(attacks)
         self.threats = _threats(list(attacks.values()))
         self.norm, self.eps = self.threats[0]

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..attacks import APGD, FGSM, PGD, Attack, Noise, Square, Transfer
 from ..attacks.attack import Norm
 from ..attacks.losses import LossName
-from .verdict import FEW, has_gradient, judge
+from ..sampling import evenly_spaced
+from .subject import Subject
+from .verdict import FEW, has_gradient
 
 FEWEST = 8  # images classified correctly of which a share says something
 
@@ -33,27 +35,18 @@ class Trial:
     """What checks share: a model, a few images, and the verdicts of attacks on them; no attack is run twice.
 
     Args:
-        images: [N, C, H, W] in [0, 1].
-        labels: [N].
-        keys: One for each image's random numbers, [N].
+        subject: Model and pool; the images are evenly spaced over it, as data may be sorted by class.
+        num_images: Number of images at most.
+        eps: Radius of the threat model.
+        norm: Norm of the threat model.
         source: Model whose adversarial images are tried on this one.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        keys: Tensor,
-        *,
-        num_classes: int,
-        eps: float,
-        norm: Norm,
-        batch_size: int,
-        source: nn.Module | None = None,
-    ):
-        self.model, self.images, self.labels, self.keys = model, images, labels, keys
-        self.num_classes, self.eps, self.norm, self.batch_size, self.source = num_classes, eps, norm, batch_size, source
+    def __init__(self, subject: Subject, num_images: int, *, eps: float, norm: Norm, source: nn.Module | None = None):
+        self.subject, self.model = subject, subject.model
+        self.images, self.labels, indices = subject.load(evenly_spaced(num_images, len(subject.pool)))
+        self.keys = subject.keys(indices)
+        self.eps, self.norm, self.source = eps, norm, source
         self._standing: dict[tuple[Attack, float], np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -62,7 +55,7 @@ class Trial:
     @property
     def few(self) -> Tensor:
         """Images for a look at the logits."""
-        return self.images[: min(self.batch_size, FEW)]
+        return self.images[: min(self.subject.batch_size, FEW)]
 
     @property
     def grey(self) -> float:
@@ -72,7 +65,7 @@ class Trial:
     def batches(self, chosen: np.ndarray) -> Sequence[Tensor]:
         """Positions of some images, bool [N], in batches."""
         rows = torch.from_numpy(np.flatnonzero(chosen)).to(self.labels.device)
-        return rows.split(self.batch_size) if len(rows) else ()
+        return rows.split(self.subject.batch_size) if len(rows) else ()
 
     def correct_images(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images that are classified correctly, with their labels and keys, in batches."""
@@ -82,7 +75,7 @@ class Trial:
     @cached_property
     def logits(self) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self.model(part).float() for part in self.images.split(self.batch_size)])
+            return torch.cat([self.model(part).float() for part in self.images.split(self.subject.batch_size)])
 
     @cached_property
     def correct(self) -> np.ndarray:
@@ -153,7 +146,7 @@ class Trial:
             for rows in self.batches(standing):
                 images, labels = self.images[rows], self.labels[rows]
                 found = attack(attacked, images, labels, self.keys[rows], until_broken=True)
-                verdict = judge(self.model, images, found, attack, rows, self.num_classes, "adversarial images of a check")
+                verdict = self.subject.judge(images, found, attack, rows, "adversarial images of a check")
                 standing[rows.cpu().numpy()] = ~verdict.breaks(labels).cpu().numpy()
             self._standing[attack, scale] = standing
         return self._standing[attack, scale]
