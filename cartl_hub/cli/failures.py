@@ -22,12 +22,13 @@ def interrupted(arguments: list[str]) -> str:
 
 
 def place(error: BaseException) -> str:
-    """Where in somebody else's code an error arose, such as a model of module:function; nothing where it is ours."""
+    """Where in somebody else's code an error, or what caused it, arose, such as a model of module:function; nothing where it is
+    ours."""
     installed = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename).resolve()
         if path.is_relative_to(_PACKAGE):
-            return ""
+            break
         if path.is_file() and not any(path.is_relative_to(folder) for folder in installed):
             return f" in {path}, line {frame.lineno} ({frame.name}), {type(error).__name__}"
-    return ""
+    return "" if error.__cause__ is None else place(error.__cause__)
