@@ -20,7 +20,7 @@ class Block:
 
     Args:
         name: Common part of its layers' names, e.g. "stages.2.1".
-        modules: Its largest modules, by name in the backbone. Their layers are in this block and in no other.
+        modules: Largest modules, by name in the backbone. Their layers are in this block and in no other.
         parameters: All its parameters, by name in the backbone; some models hold a few outside any layer.
     """
 

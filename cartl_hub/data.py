@@ -87,7 +87,7 @@ class ImageData:
         labels: [N], int64.
         label_names: Name of each class.
         images: All images, uint8, [N, C, H, W]; or a function from a list of indices to them.
-        policy: How pictures became these images.
+        policy: Policy that turned pictures into these images.
         description: Id, revision, split and whatever else a report should say of the data; JSON.
         workers: Processes that decode, where ``images`` is a function.
 
@@ -236,14 +236,14 @@ class StreamingData:
     Args:
         stream: The data set.
         label_names: Name of each class.
-        policy: How pictures become inputs.
-        image_column: Its name.
-        label_column: Its name.
+        policy: Policy that turns pictures into inputs.
+        image_column: Name of the column with the pictures.
+        label_column: Name of the column with the labels.
         classes: Class of each raw label; by default a label is the class or its name.
         part: Share of the stream that is used, as (from, to) in [0, 1]; which examples is decided by their position.
-        split_seed: Of that decision.
+        split_seed: Seed of that decision.
         shuffle_buffer: Examples from which the next one is drawn in training.
-        description: For reports.
+        description: Id, split and so on, for reports.
     """
 
     stream: Any

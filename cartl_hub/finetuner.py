@@ -45,17 +45,18 @@ class RobustFineTuner:
             of one for this source's images.
         method: What is trained and how; NEFT of the last 4 blocks by default.
         bn: Batch-norm policy.
-        arguments: How to train.
-        data_arguments: How to read the data.
-        output_dir: Where checkpoints, logs and the model go; by default ``runs/`` and the model's name.
-        name: Of the new model; by default architecture, method and data.
-        license: Of the new weights, for card and config, e.g. "mit"; by default none is stated, as it depends on the source's and
-            on that of your data.
+        arguments: Training arguments.
+        data_arguments: Arguments of how to read the data.
+        output_dir: Folder of checkpoints, logs and the model; by default ``runs/`` and the model's name.
+        name: Name of the new model; by default architecture, method and data.
+        license: License of the new weights, for card and config, e.g. "mit"; by default none is stated, as it depends on the
+            source's and on that of your data.
         revision: Commit, branch or tag of a source on the Hub.
         push_to_hub: Publish the model whenever :meth:`save` writes it. Token, rights and card are checked here.
         hub_model_id: "org/name" to publish as; by default the model's name, in the user's own namespace.
-        hub_token: By default the stored one.
-        hub_private_repo: For a new repository; by default what the organisation has set. An existing one must be so already.
+        hub_token: Token of the Hub; by default the stored one.
+        hub_private_repo: Whether a new repository is private; by default what the organisation has set. An existing one must be
+            so already.
 
     Raises:
         ModelError: If the source can't be loaded.
@@ -177,7 +178,7 @@ class RobustFineTuner:
         """Clean and robust accuracy on the test split, as :func:`cartl_hub.evaluate` measures it.
 
         Args:
-            options: As for :func:`cartl_hub.evaluate`: ``strength``, ``num_images``, ``attacks``, ``checks``, ``budget``, ...
+            options: Options of :func:`cartl_hub.evaluate`: ``strength``, ``num_images``, ``attacks``, ``checks``, ``budget``, ...
         """
         context: dict[str, Any] = {
             "id": self.name,
@@ -199,7 +200,7 @@ class RobustFineTuner:
         With ``push_to_hub`` it is published too.
 
         Args:
-            folder: By default ``model`` in ``output_dir``.
+            folder: Folder to write; by default ``model`` in ``output_dir``.
 
         Raises:
             PublishError: If it could not be published; it is in the folder then.
@@ -225,11 +226,11 @@ class RobustFineTuner:
 
         Args:
             repo_id: "org/name", made where it doesn't exist; by default the ``hub_model_id`` of the fine-tuner.
-            private: For a new repository; by default the ``hub_private_repo`` of the fine-tuner.
+            private: Whether a new repository is private; by default the ``hub_private_repo`` of the fine-tuner.
             revision: Branch; made where it doesn't exist.
             create_pr: Open a pull request instead.
             commit_message: "Upload" and the name by default.
-            token: By default the stored one.
+            token: Token of the Hub; by default the stored one.
 
         Raises:
             PublishError: If it could not be published; the message holds the command that tries again.

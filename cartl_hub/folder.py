@@ -47,8 +47,8 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     the first one writes.
 
     Args:
-        model: Its weights must be plain: a model under training is saved after it.
-        folder: Made where it doesn't exist.
+        model: Model with plain weights: a model under training is saved after it.
+        folder: Folder to write to; made where it doesn't exist.
         report: What was measured.
         card: Text of README.md.
 

@@ -61,9 +61,9 @@ def load_model(
     Args:
         name: A folder, the id of a bundled model (:func:`list_sources`), or a Hub id "org/name".
         revision: Commit, branch or tag on the Hub.
-        device: Where to put it.
-        token: For the Hub; by default the stored one.
-        cache_dir: Of the Hub's client.
+        device: Device to put it on.
+        token: Token of the Hub; by default the stored one.
+        cache_dir: Cache of the Hub's client.
         force_download: Fetch it again although it is cached.
         local_files_only: Take what is cached and ask nobody; the environment variable ``HF_HUB_OFFLINE`` does it too.
 
@@ -336,16 +336,16 @@ class SourceInfo:
     Args:
         id: Under which :func:`load_model` finds it.
         architecture: timm's name.
-        num_parameters: Of the backbone with its classifier; None where there is no model yet.
+        num_parameters: Parameters of the backbone with its classifier; None where there is no model yet.
         data: What it was trained on.
-        method: How.
+        method: Name of the training method.
         threat_model: Norm and radius that the attack below kept to.
         clean_acc: Accuracy on the test split, in [0, 1]; None where there is no report.
         robust_acc: Under ``attack``.
-        worst_acc: In the worst case of all attacks of the threat model.
+        worst_acc: Accuracy in the worst case of all attacks of the threat model.
         attack: Name of the attack.
         num_images: Test images of these figures.
-        size: Of the weights, in bytes.
+        size: Size of the weights, in bytes.
         where: "bundled", "Hub", or "recipe only".
         revision: Commit on the Hub.
     """
@@ -383,7 +383,7 @@ def list_sources(
         author: User or organisation on the Hub.
         search: Part of the name.
         limit: Models of the Hub, those with most downloads first.
-        token: For the Hub; by default the stored one.
+        token: Token of the Hub; by default the stored one.
 
     Raises:
         ModelError: If the Hub can't be asked.

@@ -29,7 +29,7 @@ class ImagePolicy:
     Args:
         size: Height and width of the input, in pixels.
         mode: "RGB", or "L" for one channel.
-        interpolation: Of the resize.
+        interpolation: Interpolation of the resize.
         crop_mode: "center": the picture is resized until it just covers ``size``, and its middle is cut out; "squash": each side
             is resized by itself.
         crop_pct: Share of the resized picture, per side, that "center" keeps; 0.875 is 224 pixels of 256, as for many ImageNet

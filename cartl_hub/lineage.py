@@ -28,7 +28,7 @@ def lineage(
 
     Args:
         method: What was minimised.
-        arguments: How.
+        arguments: Training arguments.
         result: What the loop did; None before it.
         data: Description of the training data.
         bn: Batch-norm policy, of a transfer.

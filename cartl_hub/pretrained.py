@@ -62,7 +62,7 @@ class RobustClassifier(Classifier):
         """Write a model folder with its card.
 
         Args:
-            save_directory: Made where it doesn't exist.
+            save_directory: Folder to write to; made where it doesn't exist.
             report: What was measured of these weights.
         """
         return save_model(self, save_directory, report=report, card=render_card(self, report=report))
@@ -74,9 +74,9 @@ class RobustClassifier(Classifier):
 
         Args:
             repo_id: "org/name", or a name in the user's own namespace.
-            folder: Where the folder stays; by default the last part of ``repo_id``.
+            folder: Folder that is written and stays; by default the last part of ``repo_id``.
             report: What was measured of these weights.
-            kwargs: As for :func:`publish`.
+            kwargs: Arguments of :func:`publish`.
 
         Raises:
             PublishError: If it could not be published; the folder stays.

@@ -37,11 +37,12 @@ def pretrain(
 
     Args:
         recipe: What to train.
-        folder: Where the model goes.
-        output_dir: Where checkpoints and logs go; by default ``runs/`` and the recipe's id.
-        attacks: For the report; :func:`cartl_hub.default_attacks` by default, in the norm and radius of the training attack.
+        folder: Folder of the model.
+        output_dir: Folder of checkpoints and logs; by default ``runs/`` and the recipe's id.
+        attacks: Attacks of the report; :func:`cartl_hub.default_attacks` by default, in the norm and radius of the training
+            attack.
         num_images: Test images of the report; all by default.
-        command: That ran this, for card and report.
+        command: Command that runs this, for card and report.
         resume: Go on with the run in ``output_dir``. False: begin anew; its checkpoints are removed.
     """
     output_dir = Path(output_dir) if output_dir is not None else Path("runs") / recipe.id

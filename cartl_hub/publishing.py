@@ -66,7 +66,7 @@ class Upload:
         folder: It is copied from here.
         files: Sizes in bytes, by name.
         left_out: Other files of the folder, which stay where they are.
-        metadata: Of the card, as the Hub reads it.
+        metadata: Metadata of the card, as the Hub reads it.
     """
 
     repo_id: str
@@ -92,14 +92,14 @@ def publish(
     as its report, are removed; what others have put there stays.
 
     Args:
-        folder: That :func:`save_model`, ``RobustFineTuner.save`` or ``pretrain`` wrote.
+        folder: Model folder that :func:`save_model`, ``RobustFineTuner.save`` or ``pretrain`` wrote.
         repo_id: "org/name", or a name in the user's own namespace; made where it doesn't exist.
-        private: For a new repository; by default what the organisation has set, which is public as a rule. An existing one must
-            be so already.
+        private: Whether a new repository is private; by default as the organisation has set, public as a rule. An existing one
+            must be so already.
         revision: Branch; made where it doesn't exist.
         create_pr: Open a pull request to the main branch instead.
         commit_message: "Upload" and the model's name by default.
-        token: By default the stored one.
+        token: Token of the Hub; by default the stored one.
 
     Returns:
         The commit; without a new one, the last one, and no ``pr_url``, where nothing differs.
@@ -169,8 +169,8 @@ def check_publishable(repo_id: str, card: str, *, private: bool | None = None, t
     Args:
         repo_id: "org/name", or a name in the user's own namespace.
         card: Text of its README.md.
-        private: As for :func:`publish`.
-        token: By default the stored one.
+        private: Visibility, as for :func:`publish`.
+        token: Token of the Hub; by default the stored one.
 
     Returns:
         "org/name".

@@ -32,8 +32,8 @@ class RecipeData:
     Args:
         id: On the Hub.
         local: Folder that is used instead where it exists, relative to the working directory.
-        read: How to read it.
-        license: Of the data, for the card.
+        read: Arguments of how to read it.
+        license: License of the data, for the card.
     """
 
     id: str
@@ -64,19 +64,19 @@ class Recipe:
     """How to make a source model.
 
     Args:
-        id: Of the model: architecture, objective with its split, data; e.g. "wrn16_2.fdm4_cifar100".
+        id: Id of the model: architecture, objective with its split, data; e.g. "wrn16_2.fdm4_cifar100".
         title: One sentence on it, for the card.
         architecture: timm's name.
         model_args: Further arguments of the architecture.
         mean: Normalisation, per channel.
         std: Normalisation, per channel.
-        remarks: For the card, on how it was trained.
-        license: Of the weights, e.g. "mit"; by default none is stated.
+        remarks: Remarks for the card, on how it was trained.
+        license: License of the weights, e.g. "mit"; by default none is stated.
         weights: Dtype of the weights' file; the model is measured as it holds them.
         data: To train on.
         method: Source objective.
-        training: How to train.
-        probe: Of a method that learns without labels: how the classifier is trained afterwards, on the network as it is then
+        training: Training arguments.
+        probe: For a method that learns without labels: how the classifier is trained afterwards, on the network as it is then
             (a linear probe). Without it such a source is not measured.
 
     Raises:
@@ -149,23 +149,23 @@ class ImportRecipe:
     """A public checkpoint of another project, and all that it doesn't say of itself.
 
     Args:
-        id: Of the model, "architecture.tag".
+        id: Id of the model, "architecture.tag".
         title: What it is, for its card.
         checkpoint: File beside the recipe or in the working directory, or "org/name/FILE" on the Hub.
-        remarks: For its card, e.g. the paper.
+        remarks: Remarks for its card, e.g. the paper.
         format: As for :func:`cartl_hub.import_checkpoint`, like all that follow.
         architecture: timm's name.
         model_args: Arguments of the architecture that weights don't show.
-        num_classes: Checked.
-        mean: Of the normalisation, where the file holds none.
-        std: As ``mean``.
+        num_classes: Expected number of classes; verified.
+        mean: Mean of the normalisation, where the file holds none.
+        std: Standard deviation, as ``mean``.
         input_size: Side of the input in pixels.
         label_names: Name of each class.
-        entry: Which entry of the file holds the weights.
+        entry: Entry of the file that holds the weights.
         norm: Norm of the threat model.
-        eps: Its radius, in pixel units of [0, 1].
-        license: Of the weights.
-        url: Where they came from.
+        eps: Radius of the threat model, in pixel units of [0, 1].
+        license: License of the weights.
+        url: Address of the file.
     """
 
     id: str

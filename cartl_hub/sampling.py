@@ -16,7 +16,7 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
     Args:
         labels: [N].
         share: To hold out, in (0, 1); at least one image of each class that has two.
-        seed: Which images.
+        seed: Seed of the choice.
     """
     draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=_HELD_OUT)
     held = []
@@ -38,8 +38,8 @@ def stratified_sample(labels: Tensor, num_images: int, seed: int) -> Tensor:
 
     Args:
         labels: [N].
-        num_images: How many; with fewer than there are classes, some have none.
-        seed: Which images.
+        num_images: Number of images; with fewer than there are classes, some have none.
+        seed: Seed of the choice.
     """
     draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=_SAMPLED).double()
     places = torch.empty_like(draws)

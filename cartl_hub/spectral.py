@@ -216,7 +216,7 @@ class LipschitzRow:
     """How far one layer can stretch a difference of its inputs, in the 2-norm.
 
     Args:
-        name: Of the layer.
+        name: Name of the layer.
         kernel_norm: Spectral norm of the weight reshaped to [out, in * kh * kw]; None for batch norm.
         operator_norm: Of the layer as a linear map; None for batch norm.
         batch_norm: Largest |weight| / sqrt(variance + eps) with the stored variance; None for other layers.

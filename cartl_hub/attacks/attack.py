@@ -49,12 +49,13 @@ class Attack(ABC):
 
         Args:
             model: Images in [0, 1] to logits.
-            images: In [0, 1].
+            images: Pixels in [0, 1].
             labels: True classes.
             keys: One key per image for its random numbers (:func:`cartl_hub.randomness.image_keys`); by default drawn from
                 torch's global generator.
-            until_broken: For evaluation: an image that is misclassified leaves the batch with that perturbation, at once if
-                it needs none; the others end with the perturbation of highest loss. For training (False) none leaves.
+            until_broken: Whether this is an evaluation: an image that is misclassified leaves the batch with that perturbation,
+                at once if it needs none; the others end with the perturbation of highest loss. For training (False) none
+                leaves.
 
         Shape:
             images [B, C, H, W], labels [B], keys [B] -> [B, C, H, W] in [0, 1], detached.

@@ -45,7 +45,7 @@ class Imported:
     """A checkpoint as a model of this package.
 
     Args:
-        model: In eval mode; where it came from is in its lineage.
+        model: Model in eval mode; where it came from is in its lineage.
         format: Format of the checkpoint.
         dropped: Each entry of the file that is no weight of the model, with the reason.
         created: What the file lacks: step counters of batch norm, which PyTorch had not before 0.4.1.
@@ -107,17 +107,18 @@ def import_checkpoint(
         architecture: timm's name; found from the shapes where they show it, and checked against them.
         model_args: Arguments of the architecture that weights don't show: ``negative_slope`` and ``convex_blocks`` of a WRN,
             ``activated_shortcut`` of a PreActResNet.
-        num_classes: Checked.
-        mean: Of the normalisation, for pixels in [0, 1], per channel; needed where the file holds none, checked where it does.
-        std: As ``mean``. 0 and 1 are for a network that takes [0, 1] itself.
+        num_classes: Expected number of classes; verified.
+        mean: Mean of the normalisation, for pixels in [0, 1], per channel; needed where the file holds none, checked where it
+            does.
+        std: Standard deviation, as ``mean``. 0 and 1 are for a network that takes [0, 1] itself.
         input_size: Height and width of the input, in pixels; by default the architecture's, 32 or 224. Pictures are resized to
             just cover it; where it isn't given, ImageNet's ResNets take the middle 224 pixels of 256, as their accuracies do.
         label_names: Name of each class.
-        entry: Which entry of the file holds the weights, where several do, e.g. "last" or "best".
+        entry: Entry of the file that holds the weights, where several do, e.g. "last" or "best".
         norm: Norm of the threat model, for the lineage.
-        eps: Its radius, in pixel units of [0, 1].
-        license: Of the weights, e.g. "mit".
-        url: Where they came from.
+        eps: Radius of the threat model, in pixel units of [0, 1].
+        license: License of the weights, e.g. "mit".
+        url: Address of the file.
 
     Raises:
         CheckpointError: If the file can't be read, has too much or too little, or doesn't show what isn't declared.

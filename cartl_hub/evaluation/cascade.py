@@ -33,7 +33,7 @@ class Budget:
     """What an evaluation may take. It ends with the batch, or the check, in which the first of these is spent.
 
     Args:
-        minutes: Of wall time, over all runs that resumed it.
+        minutes: Wall time, over all runs that resumed it.
         passes: Images that go through the evaluated model, with or without a gradient.
 
     Raises:
@@ -58,11 +58,11 @@ class Stage:
     """An attack, or clean images, and what came of them.
 
     Args:
-        key: Of its files in the journal.
-        name: For people.
+        key: Name of its files in the journal.
+        name: Name to show.
         attack: None for clean images.
         entering: Images that it is for, bool [N]; None before it has begun.
-        entries: Its finished batches.
+        entries: Finished batches.
         again: Second verdicts on what it broke.
     """
 

@@ -89,8 +89,8 @@ def run_checks(
     that breaks early takes fewer.
 
     Args:
-        model: As for :func:`cartl_hub.evaluate`.
-        data: As for :func:`cartl_hub.evaluate`.
+        model: Model, as for :func:`cartl_hub.evaluate`.
+        data: Test data, as for :func:`cartl_hub.evaluate`.
         names: Some of the checks; all by default.
         num_images: Images to make them on, evenly spaced; of a stream the first ones.
         eps: Radius of the threat model, in pixel units of [0, 1]; by default 8/255 in Linf and 0.5 in L2.
@@ -98,8 +98,8 @@ def run_checks(
         transfer_source: Another model, whose adversarial images are tried on this one; by its logits where it has the same
             number of classes, otherwise by its ``features``.
         batch_size: Images that are attacked at once.
-        seed: Of the random starts.
-        device: Where to run; by default where the model is, and it is back there afterwards.
+        seed: Seed of the random starts.
+        device: Device to run on; by default the model's. The model is moved back afterwards.
         progress: Show a progress bar.
 
     Raises:

@@ -21,10 +21,10 @@ class Loaded:
     """What a ``DataLoader`` gives, in its order.
 
     Args:
-        loader: Of (images, labels), [B, C, H, W] and [B].
+        loader: Loader of (images, labels), [B, C, H, W] and [B].
         label_names: Name of each class.
         description: For the report.
-        positions: Of its images in the data set that they were sampled from, [N]; None where it gives all.
+        positions: Positions of its images in the data set that they were sampled from, [N]; None where it gives all.
     """
 
     loader: DataLoader
@@ -71,7 +71,7 @@ class Part:
 
     Args:
         data: The data set.
-        positions: Of the images, [N].
+        positions: Positions of the images, [N].
         description: For the report.
     """
 
@@ -94,7 +94,7 @@ def sampled(data: Any, num_images: int | None, *, stratified: bool = True) -> tu
 
     Args:
         data: As :func:`as_data` makes them.
-        num_images: How many; None for all.
+        num_images: Number of images; None for all.
         stratified: Each class in proportion, fewer inside more; otherwise evenly spaced.
     """
     if num_images is None:
@@ -130,8 +130,8 @@ def as_data(given: Any, model: nn.Module, batch_size: int) -> Any:
 
     Args:
         given: What :func:`cartl_hub.load_splits` makes, a ``DataLoader`` or ``Dataset`` of PyTorch, or images and labels.
-        model: Whose logits say how many classes there are.
-        batch_size: Of images that are read at once, where no loader says it.
+        model: Model whose logits say how many classes there are.
+        batch_size: Images that are read at once, where no loader says it.
 
     Raises:
         TypeError: If it is something else.

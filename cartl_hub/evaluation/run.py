@@ -153,28 +153,29 @@ def evaluate(
         model: Any module in eval mode from images in [0, 1] to logits [B, K], with K classes as in ``data``.
         data: What :func:`cartl_hub.load_splits` makes, a ``DataLoader`` or ``Dataset`` of PyTorch, or images [N, C, H, W] in
             [0, 1] (or uint8) and labels [N]. Read once, from front to back; what isn't in memory is kept in a temporary file.
-        attacks: By name, which the report shows; by default :func:`default_attacks`. The cheapest runs first.
-        strength: Of the default attacks: "quick", "standard" (which None is) or "full". Not with ``attacks``.
-        num_images: Only so many, the same ones each time: each class in proportion, fewer inside more; evenly spaced where a
-            data set of PyTorch has no ``targets``; the first ones of a stream, or of a loader with an order of its own.
+        attacks: Attacks by name, which the report shows; by default :func:`default_attacks`. The cheapest runs first.
+        strength: Strength of the default attacks: "quick", "standard" (which None is) or "full". Not with ``attacks``.
+        num_images: Number of images to measure, the same ones each time: each class in proportion, fewer inside more; evenly
+            spaced where a data set of PyTorch has no ``targets``; the first ones of a stream, or of a loader with an order of
+            its own.
         curve: Linf radii, from 0 upwards, at which PGD-20 measures accuracy against radius; None for none. "auto": 12 radii up to
             64/255, but none with strength "quick".
         curve_images: Images that the curve is measured on, evenly spaced over those that are measured.
         checks: Whether :func:`cartl_hub.run_checks` is part of it, or which of its checks.
         check_images: Images that checks are made on, evenly spaced too.
         transfer_source: Another model, for the check that its adversarial images break no more than the attacks.
-        budget: What it may take. Clean accuracy and the cheapest attack of the first threat model are measured whatever it is;
-            what follows is done in this order, until it is spent: the other attacks on every image, checks, curve, and the
-            attacks on survivors, APGD-CE before APGD-T before Square. The report says what was left out.
+        budget: Time and passes that it may take. Clean accuracy and the cheapest attack of the first threat model are measured
+            whatever it is; what follows is done in this order, until it is spent: the other attacks on every image, checks,
+            curve, and the attacks on survivors, APGD-CE before APGD-T before Square. The report says what was left out.
         resume: Folder in which finished batches are kept. Where it holds those of the same evaluation, it resumes after them;
             those of another one that was finished make way. Several machines must share it.
         keep: Leave in that folder each adversarial image that broke. Otherwise those of an attack go once they have had their
             second verdict, but for a few.
         batch_size: Images that are attacked at once.
-        seed: Of the random starts; an image's start doesn't depend on the batch it is in.
-        device: Where to run; by default where the model is, and it is back there afterwards.
+        seed: Seed of the random starts; an image's start doesn't depend on the batch it is in.
+        device: Device to run on; by default the model's. The model is moved back afterwards.
         context: What the report should say of the model, e.g. "id", "revision", "method", "notes", "command"; JSON.
-        source_report: Of the source that the model was fine-tuned from, to stand beside it.
+        source_report: Report of the source that the model was fine-tuned from, to show beside it.
         progress: Show a progress bar.
 
     Raises:

@@ -21,7 +21,7 @@ class Subject:
         num_classes: Number of logits.
         seed: Seed of the random numbers.
         batch_size: Images at once.
-        device: Where to run.
+        device: Device to run on.
     """
 
     model: nn.Module

@@ -59,8 +59,8 @@ class Cell:
         target: Data to fine-tune on and to measure on.
         method: Transfer method.
         bn: Batch-norm policy.
-        training: How to train; its seed is the cell's. Not with ``load_best``: last and best weights are measured apart.
-        attacks: By name; with none, clean accuracy alone is measured.
+        training: Training arguments; their seed is the cell's. Not with ``load_best``: last and best weights are measured apart.
+        attacks: Attacks by name; with none, clean accuracy alone is measured.
         num_images: Test images, stratified, the same in every cell; all by default.
         best: Measure the best weights by validation too, where there was more than one validation.
 
@@ -256,7 +256,7 @@ def run_cell(
         source: The cell's, where it is open already; it is trained.
         splits: The target, where it is loaded already.
         keep: Write the model with its card and report into ``folder / "model"``.
-        command: That ran this.
+        command: Command that runs this, for the record.
     """
     target, source = cell.target, source or open_source_of(cell)
     command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

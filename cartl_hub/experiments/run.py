@@ -48,7 +48,7 @@ def run_cells(
         runs: Folder of checkpoints, finished batches and models.
         keep: Leave a cell's model and checkpoints in ``runs`` when it is done.
         jobs: Cells at a time; they share this machine's cores.
-        command: That runs this.
+        command: Command that runs this, for the record.
 
     Returns:
         All results, by the cells' keys.

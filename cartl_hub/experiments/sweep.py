@@ -43,11 +43,11 @@ class Sweep:
         target: Data to transfer to.
         blocks: Residual blocks that are trained with the classifier, and the norm between them; None is the whole network.
         num_images: Numbers of target images, stratified, each set inside the larger ones; None is all.
-        seeds: Of the choice of images, the classifier and training; one cell for each.
-        method: How to fine-tune; its ``num_blocks`` is replaced by each depth. Natural fine-tuning, as in the paper, by default.
-        training: How to train; its seed is replaced. The paper's by default. Where it has a ``cache``, cells that train the
-            whole network go without.
-        attacks: By name; with none, clean accuracy alone is measured.
+        seeds: Seeds of the choice of images, the classifier and training; one cell for each.
+        method: Transfer method; its ``num_blocks`` is replaced by each depth. Natural fine-tuning, as in the paper, by default.
+        training: Training arguments; their seed is replaced. The paper's by default. Where it has a ``cache``, cells that train
+            the whole network go without.
+        attacks: Attacks by name; with none, clean accuracy alone is measured.
         test_images: Test images, stratified; all by default.
 
     Raises:
@@ -141,9 +141,9 @@ def run_sweep(
 
     Args:
         sweep: What to run.
-        folder: Of everything; run again after an interruption, it goes on.
+        folder: Folder of everything; run again after an interruption, it resumes.
         jobs: Cells at a time.
-        command: That runs this.
+        command: Command that runs this, for the record.
         render: Write tables, plots and page from the results that are there, and run none.
 
     Returns:

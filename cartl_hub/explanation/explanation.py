@@ -16,7 +16,7 @@ class Explanation(Findings):
         """Write explain.html, explain.json, match.csv, and saliency, influence and match as PNG and SVG.
 
         Args:
-            folder: Made where it doesn't exist.
+            folder: Folder to write to; made where it doesn't exist.
             report: Folder of a report of the first model: its page goes into ``folder`` as report.html, with these sections in
                 it. The report's own folder is not changed, unless it is the same.
 

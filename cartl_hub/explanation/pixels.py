@@ -20,7 +20,7 @@ def saliency(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         model: Images in [0, 1] to logits [B, K].
-        images: In [0, 1].
+        images: Pixels in [0, 1].
         labels: Classes whose loss it is.
 
     Shape:
@@ -41,12 +41,12 @@ def smooth_grad(
     """SmoothGrad (Smilkov et al., 2017): mean of the gradients at noisy copies of each image, which are not clipped.
 
     Args:
-        model: As for :func:`saliency`.
-        images: In [0, 1].
+        model: Model, as for :func:`saliency`.
+        images: Pixels in [0, 1].
         labels: Classes whose loss it is.
         noise: Standard deviation of the Gaussian noise, in pixel units of [0, 1].
         num_samples: Noisy copies of each image.
-        seed: Of the noise; it depends on an image's place in the batch.
+        seed: Seed of the noise, which depends on an image's place in the batch.
 
     Shape:
         As :func:`saliency`.
@@ -73,8 +73,8 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor, *, ba
     The values of an image add up to its loss minus that of the baseline, as far as ``steps`` resolve the path between them.
 
     Args:
-        model: As for :func:`saliency`.
-        images: In [0, 1].
+        model: Model, as for :func:`saliency`.
+        images: Pixels in [0, 1].
         labels: Classes whose loss it is.
         baseline: Value of every pixel where the path begins, in [0, 1]: black by default. What has it gets 0.
         steps: Points of the path.

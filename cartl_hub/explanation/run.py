@@ -51,21 +51,21 @@ def explain(
 
     Args:
         model: Model to explain.
-        data: As for :func:`cartl_hub.load_splits`, or what it made. What was set aside when the model was trained on these data,
-            is again.
+        data: Data set, as for :func:`cartl_hub.load_splits`, or what it made. What was set aside when the model was trained on
+            these data, is again.
         against: Other models, by name, with inputs of the same size: the source, or the same transfer from a natural one.
-        name: Of the model; by default its own.
+        name: Name of the model to show; by default its own.
         num_images: Test images, drawn at random; all where there are fewer. Eight of them are shown. As many training images are
             queries too.
         top: Most influential training images to show for each.
         train_images: Training images, drawn at random; all where there are fewer. The Hessian is that of the loss on these.
-        weight_decay: Of the classifier's training loss.
+        weight_decay: Weight decay in the classifier's training loss.
         damping: Added to the Hessian's diagonal.
         refit: Fit each model's classifier to these training images first, to convergence: at another point than the optimum,
             influence functions are a guess. The model may then have other classes than the data.
-        seed: Of the images, and of the noise of SmoothGrad.
+        seed: Seed of the choice of images, and of the noise of SmoothGrad.
         batch_size: Images per forward pass.
-        data_arguments: How to read the data.
+        data_arguments: Arguments of how to read the data.
         context: What the page should say of it, e.g. "command"; JSON.
         progress: Show progress bars.
 

@@ -40,17 +40,17 @@ class DataArguments:
         label_column: Detected automatically where there is one label column.
         config: Configuration of a data set on the Hub.
         revision: Commit, branch or tag of a data set on the Hub.
-        label_names: For integer labels without names.
-        validation_share: Of the training images, split off where there is no validation split.
-        test_share: Of the training images, split off where there is no test split.
+        label_names: Names of the classes, for integer labels without names.
+        validation_share: Share of the training images, split off where there is no validation split.
+        test_share: Share of the training images, split off where there is no test split.
         train_images: Train on this number of the images that are left for it, at least one of each class; all by default.
             Of one seed, fewer lie among more. Validation and test keep their images.
         train_share: The same as a share, in (0, 1].
         streaming: Read a data set on the Hub or in a folder as a stream.
         shuffle_buffer: Examples from which a stream draws at random.
-        seed: Of the choice of validation images and of ``train_images``.
-        test_seed: Of the choice of test images where there is no test split: another ``seed`` leaves them as they are, so that
-            runs with several seeds are measured on the same images. It divides such a stream into all its parts.
+        seed: Seed of the choice of validation images and of ``train_images``.
+        test_seed: Seed of the choice of test images where there is no test split: another ``seed`` leaves them as they are, so
+            that runs with several seeds are measured on the same images. It divides such a stream into all its parts.
 
     Raises:
         ValueError: On values out of range.

@@ -32,8 +32,8 @@ def load_splits(
     Args:
         data: A ``datasets`` object, a mapping from split names to such, a Hub id, a folder of images (one folder per class, or
             ``train/`` and ``test/`` of them), or a parquet file or folder of them.
-        policy: How pictures become inputs.
-        arguments: How to read it.
+        policy: Policy that turns pictures into inputs.
+        arguments: Arguments of how to read it.
         label_names: Classes that a model already has: labels are matched to these by name.
         trained_on: Description of the data in a model's lineage: what was set aside when it was trained on them, is again.
 
@@ -55,9 +55,9 @@ def load_test_split(
     without that, the validation split, or all images.
 
     Args:
-        data: As for :func:`load_splits`.
-        policy: How pictures become inputs.
-        arguments: How to read it.
+        data: Data set, as for :func:`load_splits`.
+        policy: Policy that turns pictures into inputs.
+        arguments: Arguments of how to read it.
         label_names: Classes of the model.
         trained_on: Description of the data in the model's lineage.
 

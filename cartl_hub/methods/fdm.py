@@ -33,8 +33,8 @@ class FDM(Method):
 
     Args:
         num_blocks: Blocks after the feature extractor, counted from the classifier; all blocks are trained.
-        weight: Of the distance, >= 0, a mean over the batch. The authors sum it over batches of 128: their lambda of 0.005 is
-            0.64 here, their 0.01 is 1.28.
+        weight: Weight of the distance, >= 0, a mean over the batch. The authors sum it over batches of 128: their lambda of
+            0.005 is 0.64 here, their 0.01 is 1.28.
         attack: The inner maximisation.
 
     Raises:

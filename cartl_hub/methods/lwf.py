@@ -24,7 +24,7 @@ class LwF(Method):
     Without augmentation the source's features are computed once, before the first step; with it, at each step.
 
     Args:
-        weight: Of the distance, >= 0; the authors' code uses 0.005 with the 1-norm.
+        weight: Weight of the distance, >= 0; the authors' code uses 0.005 with the 1-norm.
         norm: 1 as in the authors' code and CARTL's baseline, 2 as in the paper.
         warm_start: Share of the run, in [0, 1], in which the classifier alone is trained, on the source's features.
 

@@ -21,7 +21,7 @@ class Batch:
         images: Augmented, in [0, 1], [B, C, H, W].
         labels: Classes, [B].
         indices: Positions of the images in the training data, [B].
-        keys: Of the images' random numbers in this epoch, [B] (:func:`cartl_hub.randomness.image_keys`).
+        keys: Keys of the images' random numbers in this epoch, [B] (:func:`cartl_hub.randomness.image_keys`).
         progress: Share of the training done before this step, in [0, 1).
     """
 
@@ -37,7 +37,7 @@ class Images:
     """The training images as a method may want to see them before the first step.
 
     Args:
-        num_images: How many.
+        num_images: Number of images.
         get: Indices [B] to images in [0, 1], not augmented, on the model's device.
     """
 

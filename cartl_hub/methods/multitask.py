@@ -21,7 +21,7 @@ class MultiTask(Method):
 
     Args:
         tasks: Such as (SimCLR(), Rotation(), Jigsaw()).
-        weights: Of their losses, > 0; none means 1 each.
+        weights: Weights of their losses, > 0; none means 1 each.
 
     Raises:
         ValueError: If there is no task, or another number of weights.

@@ -21,9 +21,9 @@ class SimCLR(Pretext):
     together (as Jiang et al., 2020, https://arxiv.org/abs/2010.13337).
 
     Args:
-        temperature: Of the cosines, > 0.
+        temperature: Temperature of the cosines, > 0.
         dim: Width of what the projection gives; its hidden layer is as wide as the features.
-        views: How views are drawn.
+        views: Distribution of the views.
 
     Raises:
         ValueError: On values out of range.

@@ -29,8 +29,9 @@ class CifarResNet(ResNet):
     Args:
         block: timm's residual block.
         layers: Blocks of each of the four stages.
-        convex_blocks: In the last blocks, counted from the classifier, sum residuals as 0.5 shortcut + 0.5 branch (CARTL).
-        kwargs: As for timm's ``ResNet``.
+        convex_blocks: Number of last blocks, counted from the classifier, that sum residuals as 0.5 shortcut + 0.5 branch
+            (CARTL).
+        kwargs: Arguments of timm's ``ResNet``.
     """
 
     def __init__(self, block: Any, layers: tuple[int, ...], convex_blocks: int = 0, **kwargs: Any):

@@ -23,7 +23,7 @@ class Prediction:
 
     Args:
         names: Label names, or class numbers as strings where the model has no names.
-        probabilities: Of these classes, in [0, 1].
+        probabilities: Probabilities of these classes, in [0, 1].
     """
 
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
         architecture: timm's name of it; detected automatically for a model that ``timm.create_model`` made.
         model_args: Arguments of ``timm.create_model`` beside ``num_classes``, as a saved config needs them.
         label_names: Name of each class.
-        image_policy: How pictures become inputs; by default as timm evaluates the backbone.
+        image_policy: Policy that turns pictures into inputs; by default as timm evaluates the backbone.
         lineage: What the model was made from and how; JSON, saved with the model.
 
     ``stored_as`` is the dtype of the weights in their file; they are float32 in memory
@@ -182,7 +182,7 @@ def create_model(name: str, **kwargs: Any) -> Classifier:
 
     Args:
         name: timm's name, e.g. "wrn28_4" or "resnet18".
-        kwargs: As for ``timm.create_model``.
+        kwargs: Arguments of ``timm.create_model``.
     """
     backbone = timm.create_model(name, **kwargs)
     remote = name.startswith(("hf-hub:", "local-dir:"))

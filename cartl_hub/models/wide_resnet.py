@@ -45,7 +45,8 @@ class WideResNet(nn.Module):
         global_pool: Pooling before the classifier, as in timm.
         drop_rate: Dropout before the classifier.
         negative_slope: 0 is ReLU; CARTL's networks use a leaky ReLU of 0.1.
-        convex_blocks: In the last blocks, counted from the classifier, sum residuals as 0.5 shortcut + 0.5 branch (CARTL).
+        convex_blocks: Number of last blocks, counted from the classifier, that sum residuals as 0.5 shortcut + 0.5 branch
+            (CARTL).
 
     Raises:
         ValueError: On a depth that is not 6n + 4.

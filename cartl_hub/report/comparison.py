@@ -172,8 +172,8 @@ def save_comparison(reports: Sequence[Results], folder: str | Path) -> Compariso
     """Write comparison.html and comparison.json.
 
     Args:
-        reports: As for :func:`compare`.
-        folder: Made where it doesn't exist.
+        reports: Reports, as for :func:`compare`.
+        folder: Folder to write to; made where it doesn't exist.
     """
     comparison = compare(reports)
     folder = Path(folder)

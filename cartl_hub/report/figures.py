@@ -79,7 +79,7 @@ class AttackResult(Accuracy):
     that ran before it on the same images.
 
     Args:
-        attack: Its settings, with its class under "name".
+        attack: Settings of the attack, with its class under "name".
         attacked: Images that it ran on.
         rejected: Images that it moved out of [0, 1] or the ball; they count as not broken.
         alone: The figure is the attack's own, as it had every correctly classified image; a longer run of the same attack has
@@ -115,8 +115,8 @@ class WorstCase(Accuracy):
     """Share of images that no attack of a threat model broke.
 
     Args:
-        norm: Of the ball.
-        eps: Its radius, in pixel units of [0, 1].
+        norm: Norm of the ball.
+        eps: Radius of the ball, in pixel units of [0, 1].
         attacks: Names of the attacks in it; those of smaller radius belong to it.
     """
 
@@ -130,11 +130,11 @@ class Curve:
     """Accuracy against the radius of an attack.
 
     Args:
-        norm: Of the ball.
+        norm: Norm of the ball.
         eps: Radii, from 0 upwards.
         correct: Images that stood every radius up to this one.
-        num_images: That it was measured on, evenly spaced over those of the report.
-        attack: Its settings.
+        num_images: Images that it was measured on, evenly spaced over those of the report.
+        attack: Settings of the attack.
         mean_eps: Radius up to which the mean is taken.
     """
 
@@ -193,12 +193,12 @@ class Check:
     """Whether the numbers can be trusted, from one point of view.
 
     Args:
-        name: Of the check.
+        name: Name of the check.
         status: What came out; "skipped" if it could not be made, or a budget left it out.
         figures: Numbers it rests on; JSON.
         meaning: A sentence for people.
         remedy: What to do; empty where nothing is to be done.
-        num_images: That it was made on.
+        num_images: Images that it was made on.
     """
 
     name: str
@@ -214,11 +214,11 @@ class SourceResult:
     """What the report of the source says, from which the model was fine-tuned.
 
     Args:
-        id: Of the source.
+        id: Id of the source.
         data: Id of the data that the source was measured on.
         threat: Threat model of its robust accuracy, e.g. "Linf 8/255".
         clean: On images that aren't attacked.
-        robust: In the worst case of the threat model.
+        robust: Accuracy in the worst case of the threat model.
         attacks: That its robust accuracy stands against.
     """
 

@@ -41,20 +41,20 @@ class Results:
     Args:
         context: What the caller says of the model: "id", "revision", "method", "notes" (a list), "command", ...
         data: Description of the data set.
-        split: That was measured on.
-        num_images: That were measured on.
+        split: Split that was measured.
+        num_images: Images that were measured.
         complete: Whether that is all of the data; otherwise its first images, or where ``data`` says "sampled_from" how many,
             a sample: stratified, or as "sampled" says.
-        seed: Of the random starts.
+        seed: Seed of the random starts.
         label_names: Name of each class.
         clean: On images that aren't attacked.
-        attacks: By name, in the order in which they ran.
-        worst_case: By threat model, e.g. "Linf 8/255"; the first is the headline.
+        attacks: Results by name, in the order in which they ran.
+        worst_case: Worst case by threat model, e.g. "Linf 8/255"; the first is the headline.
         curve: Accuracy against radius.
-        per_class: In the order of the classes; robust under the first threat model.
+        per_class: Accuracies in the order of the classes; robust under the first threat model.
         environment: Versions, device, threads, seconds, date.
         verdicts: Per image.
-        checks: Of the numbers.
+        checks: Checks of the numbers.
         source: The source's own figures, where the model was fine-tuned from a source with a report.
         dropped: What a budget left out, in words.
         samples: Images to look at; they are in the files for people alone, loaded results have none.

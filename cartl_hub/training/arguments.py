@@ -64,9 +64,9 @@ class FeatureCache:
 
     Args:
         views: Augmented views of each image, >= 1; epoch e shows view e modulo ``views``. None without augmentation.
-        dtype: In which they are kept, "fp32" or "bf16"; with the latter, half the size, they are rounded unless the run's
+        dtype: Type in which they are kept, "fp32" or "bf16"; with the latter, half the size, they are rounded unless the run's
             precision is "bf16".
-        folder: Where a memory-mapped file of them lies; runs with the same frozen weights, data, views and batch size share it.
+        folder: Folder of a memory-mapped file of them; runs with the same frozen weights, data, views and batch size share it.
             None: in memory.
 
     Raises:
@@ -96,20 +96,20 @@ class TrainingArguments:
         batch_size: Images per step over all processes.
         optimizer: "sgd" with momentum, or "adamw".
         lr: Peak learning rate, > 0.
-        schedule: Of the learning rate.
-        momentum: Of SGD, in [0, 1).
+        schedule: Learning-rate schedule.
+        momentum: Momentum of SGD, in [0, 1).
         nesterov: Momentum of Nesterov's kind.
         weight_decay: On every trained parameter, >= 0.
         clip_grad_norm: Largest 2-norm of the gradient, > 0; None for no bound.
-        precision: Of the forward passes: "fp32", "bf16" (autocast), or "auto": bf16 where the hardware has matrix units for it
-            (CUDA from Ampere on, CPUs with AMX), else fp32. A run that continues on another machine keeps its own.
+        precision: Precision of the forward passes: "fp32", "bf16" (autocast), or "auto": bf16 where the hardware has matrix
+            units for it (CUDA from Ampere on, CPUs with AMX), else fp32. A run that continues on another machine keeps its own.
         ema: Decay, in (0, 1), of an exponential moving average of the weights, which then is the result; None for none.
         augmentation: None for none.
         cache: Keep what the frozen blocks give, rather than compute it in each step; None: don't.
-        seed: Of order, augmentation, random starts and dropout; any that 64 bits hold.
+        seed: Seed of order, augmentation, random starts and dropout; any that 64 bits hold.
         validate_every: Epochs between validations.
-        validation_attack: Whose robust accuracy chooses the best checkpoint; with None clean accuracy does, for sources that
-            aren't robust.
+        validation_attack: Attack whose robust accuracy chooses the best checkpoint; with None clean accuracy does, for sources
+            that aren't robust.
         validation_images: Validation images it is run on, at most.
         patience: Validations without a better robust accuracy after which training stops; None for never.
         load_best: Return the best weights by validation robust accuracy rather than the last.

@@ -99,8 +99,8 @@ def train(
         validation: Images that choose the best checkpoint; never those that are reported on. Not used by a method that learns
             without labels, as it trains no classifier.
         bn: Batch-norm policy; by default the source's statistics and trained affine maps.
-        arguments: How to train.
-        output_dir: Where checkpoints and logs go; None writes nothing.
+        arguments: Training arguments.
+        output_dir: Folder of checkpoints and logs; None writes nothing.
         resume: Continue from the checkpoint in ``output_dir`` where there is one. The model has the weights with which that run
             began, or those with which it ended: then, as for every run that has ended, its result is returned at once. False:
             begin anew; checkpoints of an earlier run are removed before the first step.

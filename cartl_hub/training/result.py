@@ -25,15 +25,15 @@ class Result:
     Args:
         steps: Steps done.
         num_steps: Steps planned.
-        precision: Of the forward passes, "fp32" or "bf16".
+        precision: Precision of the forward passes, "fp32" or "bf16".
         seconds: Spent in the loop, over all resumed parts.
         images_per_second: Training images per second, over all resumed parts.
-        validations: In the order of the steps.
+        validations: Validations in the order of the steps.
         best: The validation with the highest robust accuracy, or clean accuracy without a validation attack; ``load_best``
             settles on its weights.
         stopped: Why it ended early, or None.
-        weights: Which weights the model has now: "last" or "best".
-        device: Where it ran.
+        weights: Weights that the model has now: "last" or "best".
+        device: Device that it ran on.
     """
 
     steps: int = 0

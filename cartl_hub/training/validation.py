@@ -18,7 +18,7 @@ class Validator:
 
     Args:
         data: Validation images.
-        num_images: How many of them at most.
+        num_images: Number of them at most.
         batch_size: Images at once in one process.
         see: uint8 images as they lie in the data, to floats on the device.
         accelerator: Of the run; each process takes its part.
