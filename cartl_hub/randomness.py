@@ -6,6 +6,8 @@ number of processes and after any interruption. A global generator gives none of
 """
 
 import math
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,6 +90,11 @@ def normal(keys: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
 def step_seed(seed: int, step: int, process: int) -> int:
     """Seed of torch's global generator in one step, for what draws from no keys: dropout."""
     return _signed((seed * 1_000_003 + step) * 4096 + process)
+
+
+def kept_generators(device: torch.device) -> AbstractContextManager[Any]:
+    """Give torch's generators of the CPU and of this device, and no others, the state that they had."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

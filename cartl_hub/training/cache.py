@@ -29,6 +29,7 @@ from ..files import remove_stale
 from ..methods import Method
 from ..models import Classifier
 from ..modules import eval_mode
+from ..randomness import kept_generators
 from ..weights import content_hash
 from .arguments import FeatureCache
 from .checkpoint import TrainingError
@@ -240,7 +241,7 @@ class FrozenPrefix:
             ValueError: With what differs.
         """
         self.model.train()
-        with torch.random.fork_rng():
+        with kept_generators(images.device):
             rows = self(images)
             few = self(images[:8].flip(0)).flip(0)
         if not _close(rows[:8], few):

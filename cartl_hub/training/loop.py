@@ -29,7 +29,7 @@ from ..methods import Batch, Method
 from ..methods.method import Images
 from ..models import Classifier
 from ..processes import bar_interval, default_precision
-from ..randomness import image_keys, seed_generators, step_seed
+from ..randomness import image_keys, kept_generators, seed_generators, step_seed
 from ..spectral import plain_state_dict
 from ..weights import content_hash
 from .arguments import TrainingArguments
@@ -113,8 +113,7 @@ def train(
         DataError: If an image can't be read; a checkpoint of the step before is written first.
     """
     run = _Run(model, method, data, validation, bn or BatchNormPolicy(), arguments or TrainingArguments(), output_dir, resume)
-    device = run.accelerator.device
-    with run.alone(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with run.alone(), kept_generators(run.accelerator.device):
         return run()
 
 
