@@ -93,7 +93,7 @@ def last_blocks(model: Classifier, num_blocks: int | None) -> list[Block]:
     if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or not 1 <= num_blocks < len(blocks):
         raise ValueError(
             f"num_blocks must be in [1, {len(blocks) - 1}] for this {model.architecture}, got {num_blocks}; "
-            "None is the whole network."
+            "None (in the shell 0) is the whole network."
         )
     return blocks[-num_blocks:]
 

@@ -233,8 +233,10 @@ def test_robustness_checkpoint(key, write):
     assert copies == {f"module.attacker.model.{name}" for name in weights}
     text = str(imported)
     assert text.startswith(
-        "resnet18_cifar with 5 classes, from format robustness\nnormalisation: mean 0.49, 0.48, 0.45; std 0.25,"
+        "resnet18_cifar with 5 classes, from format robustness\ninput: 32x32 RGB, in [0, 1]; normalisation inside: "
+        "mean 0.49, 0.48, 0.45; std 0.25,"
     )
+    assert "threat model it was trained for: not stated, say it with norm and eps (--norm, --eps)\n" in text
     assert "dropped, second name of a weight, equal to it: module.attacker.model.conv1.weight, " in text
     assert f" and {len(weights) - 12} more" in text
 

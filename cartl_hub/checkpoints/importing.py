@@ -24,6 +24,7 @@ from ..files import sha256
 from ..models import Classifier, create_model
 from ..models.settings import LARGEST, check_model_args
 from ..ranges import check_whole
+from ..report import threat_text
 from .layouts import CARTL_RESNET, CIFAR, LAYOUTS, PREACT, TORCHVISION, WIDE, Network, created, is_at, original_name, recognise
 from .reading import CheckpointError, find_weights, listed, read_file
 
@@ -58,9 +59,17 @@ class Imported:
 
     def __str__(self) -> str:
         mean, std = (listed(f"{value:.4g}" for value in part.flatten().tolist()) for part in (self.model.mean, self.model.std))
+        policy, threat = self.model.image_policy, self.model.lineage.get("threat_model")
+        height, width = policy.size
         lines = [
             f"{self.model.architecture} with {self.model.num_classes} classes, from format {self.format}",
-            f"normalisation: mean {mean}; std {std}",
+            f"input: {height}x{width} {policy.mode}, in [0, 1]; normalisation inside: mean {mean}; std {std}",
+            "threat model it was trained for: "
+            + (
+                "not stated, say it with norm and eps (--norm, --eps)"
+                if threat is None
+                else threat_text(threat["norm"], threat["eps"])
+            ),
         ]
         for reason, count in Counter(reason for _, reason in self.dropped).items():
             names = [name for name, why in self.dropped if why == reason]
