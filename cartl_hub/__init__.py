@@ -1,7 +1,7 @@
 """Robust source models, robust fine-tuning, and a robustness report.
 
 Names are imported when they are first used, so that the command line starts without torch. The architectures of this package
-are known to timm after ``import cartl_hub``, whichever of the two is imported first.
+are registered with timm after ``import cartl_hub``, whichever of the two is imported first.
 """
 
 import importlib

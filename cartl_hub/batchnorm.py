@@ -1,4 +1,4 @@
-"""Whose statistics batch norm normalises with, and whether its affine map is trained."""
+"""Batch-norm policy: which statistics normalise, and whether the affine map is trained."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ def batch_norms(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormPolicy:
-    """The two questions of batch norm in transfer (Chen et al., CARTL, ICML 2021, section on batch norm).
+    """The two choices for batch norm in transfer (Chen et al., CARTL, ICML 2021, section on batch norm).
 
     The affine map of the feature extractor is never trained, and the statistics of the sub-model always follow the
     target. A method that trains the whole network has no extractor.
 
     Args:
-        extractor_statistics: "source": normalise with the stored statistics and leave them alone; "target": with those of
-            the batch, and update the stored ones.
-        submodel_affine: Whether weight and bias of batch norm in the trained blocks are "trained" or "frozen".
+        extractor_statistics: Statistics in the frozen blocks. "source": normalise with the stored statistics and leave them
+            alone; "target": normalise with those of the batch, and update the stored ones.
+        submodel_affine: Weight and bias of batch norm in the trained blocks: "trained" or "frozen".
     """
 
     extractor_statistics: Literal["source", "target"] = "source"
@@ -50,7 +50,7 @@ class BatchNormPolicy:
 
         Args:
             extractor: Layers that are not trained.
-            submodel: Layers that are.
+            submodel: Layers that are trained.
         """
         affine = [] if self.submodel_affine == "trained" else batch_norms(submodel)
         before = [(parameter, parameter.requires_grad) for layer in affine for parameter in layer.parameters()]
@@ -65,14 +65,14 @@ class BatchNormPolicy:
 
 
 class FollowingStatistics:
-    """Stored statistics that forget where they came from as batches come in: the mean over those of the first few steps, then the
-    layer's own moving average.
+    """Stored statistics that forget the source as batches come in: the mean over the first few steps, then the layer's own moving
+    average.
 
     The source's statistics are wrong as soon as the weights before them change, most of all under NEFT, which rescales weights at
     once. A moving average with momentum 0.1 would keep an eighth of them after 20 steps, all that a small data set may have.
 
     Args:
-        layers: Batch norm without a momentum is a mean over all batches as it is.
+        layers: Layers to follow; batch norm without a momentum already is a mean over all batches.
     """
 
     def __init__(self, layers: Iterable[nn.Module]):
@@ -88,7 +88,7 @@ class FollowingStatistics:
 def frozen_statistics(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Normalise with the stored statistics and do not update them.
 
-    ``model.train()`` undoes a plain ``layer.eval()``, so each layer returns to eval mode before each forward.
+    ``model.train()`` undoes a plain ``layer.eval()``, so each layer returns to eval mode before each forward pass.
     """
     layers = list(layers)
     before = [layer.training for layer in layers]

@@ -21,7 +21,7 @@ class Block:
     Args:
         name: Common part of its layers' names, e.g. "stages.2.1".
         modules: Largest modules, by name in the backbone. Their layers are in this block and in no other.
-        parameters: All its parameters, by name in the backbone; some models hold a few outside any layer.
+        parameters: Parameters of the block, by name in the backbone; some models hold a few outside any layer.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Block:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def layers(self) -> list[nn.Module]:
-        """All modules inside, containers too."""
+        """All modules inside, including containers."""
         return list(chain.from_iterable(module.modules() for module in self.modules.values()))
 
 
@@ -57,7 +57,7 @@ def list_blocks(model: Classifier) -> list[Block]:
     modules: list[dict[str, nn.Module]] = [{} for _ in members]
 
     def is_container(module: nn.Module) -> bool:
-        """A stage of one block, or the classifier together with the pooling before it, which belongs to no block."""
+        """Whether it is a stage of one block, or the classifier with the pooling before it, which belongs to no block."""
         stage = isinstance(module, nn.Sequential) and len(module) == 1
         return stage or (module is not head and any(inner is head for inner in module.modules()))
 
@@ -99,11 +99,11 @@ def last_blocks(model: Classifier, num_blocks: int | None) -> list[Block]:
 
 
 def count_blocks(model: Classifier, num_residual: int) -> int:
-    """The ``num_blocks`` that is the classifier and so many residual blocks before it, with the norms between them.
+    """The ``num_blocks`` that covers the classifier and ``num_residual`` residual blocks before it, with the norms between them.
 
     Args:
-        model: With a classifier.
-        num_residual: Blocks with a convolution or linear layer, but for the classifier; 0 is the classifier alone.
+        model: Model with a classifier.
+        num_residual: Number of blocks with a convolution or linear layer, except the classifier; 0 is the classifier alone.
 
     Raises:
         ValueError: If the model has fewer.
@@ -133,10 +133,10 @@ def trained_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterat
 
 @contextmanager
 def recorded_input(model: Classifier, modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect what enters ``modules``, once per forward pass of ``model``: the input of the one that runs first.
+    """Collect the input of ``modules``, once per forward pass of ``model``: the input of the one that runs first.
 
-    With the modules of a block that is the input of the block as a container: of a pre-activation block what comes before
-    its first norm, of the classifier the pooled features.
+    With the modules of a block, that is the input of the block as a container: for a pre-activation block what comes before
+    its first norm, for the classifier the pooled features.
     """
     inputs: list[Tensor] = []
     armed = False

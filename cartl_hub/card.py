@@ -88,10 +88,9 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
     """Text of a card; all that it says comes from the model's lineage and from the report.
 
     Args:
-        model: With its lineage.
-        report: What was measured; without one the card says so.
-        repo_id: Id on the Hub under which the card says that it is loaded; by default the name of a bundled model, or the path
-            of the folder.
+        model: Model with its lineage.
+        report: Report on the model; without one the card says so.
+        repo_id: Id on the Hub to show in the loading example; by default the name of a bundled model, or the path of the folder.
     """
     lineage = _one_line(model.lineage)
     name = lineage.get("name", model.architecture)
@@ -170,7 +169,7 @@ def _is_hub_id(value: Any) -> bool:
 
 
 def _license_metadata(license: Any) -> dict[str, Any]:
-    """A license as the Hub knows it; one that it has no identifier for is "other" with a name."""
+    """License metadata for the Hub; a license without an identifier there is "other" with a name."""
     if not license:
         return {}
     if (slug := re.sub(r"[^a-z0-9.+]+", "-", str(license).lower()).strip("-")) in LICENSES:
@@ -183,7 +182,7 @@ def percent(share: float) -> str:
 
 
 def describe_choice(choice: Mapping[str, Any]) -> str:
-    """A method or attack as one line: its name and what it was given."""
+    """A method or attack as one line: its name and its arguments."""
     parts = []
     for key, value in choice.items():
         if key == "name" or value is None:
@@ -198,7 +197,7 @@ def describe_choice(choice: Mapping[str, Any]) -> str:
 
 
 def describe_classifier(lineage: Mapping[str, Any]) -> str | None:
-    """What to know of the classifier of a network that learned without labels."""
+    """Remark on the classifier of a network that learned without labels."""
     kind, method = lineage.get("classifier"), lineage.get("method", {}).get("name")
     if kind is None:
         return None
@@ -230,7 +229,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def _plain_yaml(choice: Mapping[str, Any] | None) -> str | None:
-    """A choice in the words of a recipe, without what was left at None."""
+    """A choice as in a recipe, without entries that are None."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -333,7 +332,7 @@ def _training_lines(lineage: Mapping[str, Any]) -> list[str]:
 
 
 def _lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
-    """From which weights, data and software a model comes."""
+    """Lines on the weights, data and software that a model comes from."""
     source, data = _source_line(lineage.get("source")), lineage.get("data", {})
     fingerprint = f", fingerprint {data['fingerprint']}" if data.get("fingerprint") else ""
     if imported := lineage.get("imported"):
@@ -358,9 +357,9 @@ def _lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
 
 
 def _eval_results(report: Report) -> list[EvalResult]:
-    """For the model-index of the Hub; the attack is part of the metric's name, as the Hub groups by data set.
+    """Results for the model-index of the Hub; the attack is part of the metric's name, as the Hub groups by data set.
 
-    Where checks failed, clean accuracy alone: no table may rank a robust accuracy that can't be trusted.
+    If checks failed, clean accuracy alone: no table may rank a robust accuracy that can't be trusted.
     """
     data = printable(str(report.data.get("id", "unknown")))
     measured = [("accuracy", report.clean.accuracy)]

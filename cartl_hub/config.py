@@ -1,4 +1,4 @@
-"""What a user chooses (attacks, methods, arguments) as plain JSON or YAML, and back."""
+"""Conversion of a user's choices (attacks, methods, arguments) to plain JSON or YAML, and back."""
 
 import difflib
 import re
@@ -28,7 +28,7 @@ def read_yaml(path: Path) -> Any:
     """Content of a YAML file.
 
     Raises:
-        ValueError: If it isn't one that can be read.
+        ValueError: If it can't be read.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def to_dict(value: Any) -> Any:
-    """JSON of a choice: a dataclass becomes its fields with its class under "name", but for fields that its repr leaves out."""
+    """JSON of a choice: a dataclass becomes its fields with its class under "name", except fields that its repr leaves out."""
     if is_dataclass(value) and not isinstance(value, type):
         shown = {field.name: to_dict(getattr(value, field.name)) for field in fields(value) if field.repr}
         return {"name": type(value).__name__} | shown
@@ -60,8 +60,8 @@ def from_dict(
     Args:
         config: Fields, with the class under "name".
         kinds: Classes by name.
-        default: Name where none is stated; where only one kind is possible, that one.
-        expected: Classes of which, or of whose subclasses, it must be.
+        default: Name to use if none is stated; if only one kind is possible, that one.
+        expected: Classes that the result must be an instance of.
 
     Raises:
         ValueError: On an unknown class or field, or a value of the wrong type; the message names what there is.
@@ -107,12 +107,12 @@ def with_changes(choice: Choice, changes: Mapping[str, Any], kinds: Mapping[str,
     """A copy of a choice with other values.
 
     Args:
-        choice: A dataclass among ``kinds``.
+        choice: Dataclass among ``kinds``.
         changes: Values by field, as a recipe states them; "schedule.decay" is a field of the choice in ``schedule``.
         kinds: Classes by name.
 
     Raises:
-        ValueError: As :func:`from_dict`, or if what has a field is no choice.
+        ValueError: As :func:`from_dict`, or if the owner of a field isn't a choice.
     """
     content = to_dict(choice)
     for path, value in changes.items():
@@ -132,7 +132,7 @@ def _hint(word: str, words: Any) -> str:
 
 
 def _fractions(value: Any, hint: Any) -> Any:
-    """Numbers for strings like "8/255", where numbers are expected."""
+    """Convert strings like "8/255" to numbers where numbers are expected."""
     if isinstance(value, (list, tuple)):
         return [_fractions(item, hint) for item in value]
     if isinstance(value, str) and float in (hint, *get_args(hint)) and (match := _FRACTION.fullmatch(value)):

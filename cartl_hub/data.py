@@ -20,11 +20,11 @@ class DataError(ValueError):
 
 
 class UnknownClassError(DataError):
-    """A label that is none of the classes that are known."""
+    """A label that is none of the known classes."""
 
 
 class Drawn(NamedTuple):
-    """One batch as it lies in the data: uint8 images [B, C, H, W], labels [B], indices [B], number of the epoch."""
+    """One batch as stored in the data: uint8 images [B, C, H, W], labels [B], indices [B], number of the epoch."""
 
     images: Tensor
     labels: Tensor
@@ -37,7 +37,7 @@ class Augmentation:
     """Random crop from a padded image and horizontal flip, for a whole batch at once on its device.
 
     Args:
-        padding: Black pixels added on each side before the crop, >= 0.
+        padding: Number of black pixels added on each side before the crop, >= 0.
         flip: Whether half of the images are mirrored. Wrong for digits and text.
     """
 
@@ -49,7 +49,7 @@ class Augmentation:
         check_bool("flip", self.flip)
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
-        """[B, C, H, W], [B] -> [B, C, H, W], of the same dtype."""
+        """Augmented images, [B, C, H, W], [B] -> [B, C, H, W], of the same dtype."""
         height, width = images.shape[2:]
         rows = torch.arange(height, device=images.device).expand(len(images), -1)
         columns = torch.arange(width, device=images.device).expand(len(images), -1)
@@ -65,7 +65,7 @@ class Augmentation:
 
 
 class Data(Protocol):
-    """What the training loop and the evaluation need of a data set."""
+    """Interface that the training loop and the evaluation need from a data set."""
 
     label_names: tuple[str, ...]
     description: dict[str, Any]
@@ -84,12 +84,12 @@ class ImageData:
     """A data set of known size: in memory, or decoded when it is drawn.
 
     Args:
-        labels: [N], int64.
+        labels: Class of each image, int64 [N].
         label_names: Name of each class.
         images: All images, uint8, [N, C, H, W]; or a function from a list of indices to them.
         policy: Policy that turned pictures into these images.
-        description: Id, revision, split and whatever else a report should say of the data; JSON.
-        workers: Processes that decode, where ``images`` is a function.
+        description: Id, revision, split and anything else that a report should say about the data; JSON.
+        workers: Number of processes that decode, if ``images`` is a function.
 
     Raises:
         DataError: If images or labels have another type, shape, number or range.
@@ -129,7 +129,7 @@ class ImageData:
         return isinstance(self.images, Tensor)
 
     def to(self, device: torch.device) -> "ImageData":
-        """The same data with its images on ``device``, where they are in memory."""
+        """The same data with its images on ``device``, if they are in memory."""
         if isinstance(self.images, Tensor) and self.images.device != device:
             return ImageData(self.labels, self.label_names, self.images.to(device), self.policy, self.description)
         return self
@@ -144,7 +144,7 @@ class ImageData:
         return ImageData(self.labels[chosen], self.label_names, images, self.policy, described, self.workers)
 
     def fingerprint(self) -> str:
-        """Hash of the labels and, where they are in memory, of the pixels."""
+        """Hash of the labels and, if the images are in memory, of the pixels."""
         digest = hashlib.sha256(self.labels.contiguous().numpy().data)
         if isinstance(self.images, Tensor):
             digest.update(self.images.cpu().contiguous().numpy().data)  # not tobytes: a copy would be as large as the data
@@ -157,13 +157,13 @@ class ImageData:
         return self.images(indices.tolist())
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """An incomplete batch at the end of an epoch is left out; the next epoch has another order."""
+        """Number of steps; an incomplete batch at the end of an epoch is left out, and the next epoch has another order."""
         return max(1, len(self) // batch_size)
 
     def training_batches(
         self, *, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
     ) -> Iterator[Drawn]:
-        """Batches of the steps ``start`` to ``stop`` of a run, whatever was drawn before.
+        """Batches of the steps ``start`` to ``stop`` of a run, regardless of what was drawn before.
 
         Each process gets every ``world``-th image of the batch.
         """
@@ -240,9 +240,9 @@ class StreamingData:
         image_column: Name of the column with the pictures.
         label_column: Name of the column with the labels.
         classes: Class of each raw label; by default a label is the class or its name.
-        part: Share of the stream that is used, as (from, to) in [0, 1]; which examples is decided by their position.
-        split_seed: Seed of that decision.
-        shuffle_buffer: Examples from which the next one is drawn in training.
+        part: Share of the stream that is used, as (from, to) in [0, 1]; examples are chosen by their position.
+        split_seed: Seed of that choice.
+        shuffle_buffer: Number of examples from which the next one is drawn in training.
         description: Id, split and so on, for reports.
     """
 
@@ -258,13 +258,13 @@ class StreamingData:
     description: dict[str, Any] = field(default_factory=dict)
 
     def steps_per_epoch(self, batch_size: int) -> None:
-        """Unknown."""
+        """Number of steps, which is unknown."""
         return None
 
     def training_batches(
         self, *, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
     ) -> Iterator[Drawn]:
-        """As of :class:`ImageData`; a resumed run reads once over the stream to know how many batches it has."""
+        """Batches, as for :class:`ImageData`; a resumed run reads through the stream once to count its batches."""
         step, epoch = 0, 0
         while step < stop:
             shuffled, per_epoch = self._shuffled(seed, epoch), 0
@@ -322,7 +322,7 @@ class StreamingData:
     def _shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Any, Any, int, int]]:
         """Pieces in random order, each next example drawn from a buffer.
 
-        ``IterableDataset.shuffle`` would number the examples anew in each epoch, and so move them between the parts.
+        ``IterableDataset.shuffle`` would renumber the examples in each epoch, and so move them between the parts.
         """
         generator = random.Random(f"{seed} {epoch}")
         buffer: list[tuple[Any, Any, int, int]] = []
@@ -358,6 +358,6 @@ class StreamingData:
 
 
 def listed(values: Iterable[Any], most: int = 10) -> str:
-    """The first few, for a message."""
+    """The first few values, for a message."""
     first = [repr(value) for value in islice(values, most + 1)]
     return ", ".join(first[:most]) + (", ..." if len(first) > most else "")

@@ -64,7 +64,7 @@ def write_file(path: Path, content: bytes | str, *, durable: bool = True) -> Non
     """Write a file so that a reader sees the old one or the new one, whenever this process dies.
 
     Args:
-        durable: Also whenever the machine does, for which it waits for the disk.
+        durable: Whether the file must also survive a crash of the machine, which means waiting for the disk.
     """
     _replace({path: content}, durable)
 
@@ -94,7 +94,7 @@ def _replace(contents: Mapping[Path, bytes | str], durable: bool = True) -> None
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Name the file in an error of the disk, where Python names none."""
+    """Name the file in a disk error if Python names none."""
     try:
         yield
     except OSError as error:
@@ -104,7 +104,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def remove_stale(paths: Iterable[Path]) -> None:
-    """What a process left that was killed while it wrote these files."""
+    """Remove leftovers of a process that was killed while it wrote these files."""
     for path in paths:
         for other in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
             with suppress(OSError):
@@ -113,6 +113,6 @@ def remove_stale(paths: Iterable[Path]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """SHA-256 of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

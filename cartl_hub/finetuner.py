@@ -41,22 +41,22 @@ class RobustFineTuner:
     Args:
         source: Id of a bundled model, Hub id "org/name", local model folder, name of a timm model (with timm's pretrained
             weights), or a model.
-        data: A ``datasets`` object, a Hub id, a folder of images or of parquet files; or what :func:`cartl_hub.load_splits` made
-            of one for this source's images.
-        method: What is trained and how; NEFT of the last 4 blocks by default.
+        data: ``datasets`` object, Hub id, folder of images or of parquet files; or the result of :func:`cartl_hub.load_splits`
+            with this source's image policy.
+        method: Fine-tuning method; NEFT of the last 4 blocks by default.
         bn: Batch-norm policy.
         arguments: Training arguments.
-        data_arguments: Arguments of how to read the data.
-        output_dir: Folder of checkpoints, logs and the model; by default ``runs/`` and the model's name.
+        data_arguments: Arguments for reading the data.
+        output_dir: Folder for checkpoints, logs and the model; by default ``runs/`` and the model's name.
         name: Name of the new model; by default architecture, method and data.
         license: License of the new weights, for card and config, e.g. "mit"; by default none is stated, as it depends on the
-            source's and on that of your data.
+            licenses of the source and of your data.
         revision: Commit, branch or tag of a source on the Hub.
         push_to_hub: Publish the model whenever :meth:`save` writes it. Token, rights and card are checked here.
         hub_model_id: "org/name" to publish as; by default the model's name, in the user's own namespace.
         hub_token: Token of the Hub; by default the stored one.
-        hub_private_repo: Whether a new repository is private; by default what the organisation has set. An existing one must be
-            so already.
+        hub_private_repo: Whether a new repository is private; by default what the organisation has set. An existing one must
+            already have this visibility.
 
     Raises:
         ModelError: If the source can't be loaded.
@@ -139,7 +139,7 @@ class RobustFineTuner:
 
     @property
     def notes(self) -> list[str]:
-        """What was decided for the user about data and classifier."""
+        """Decisions made for the user about data and classifier."""
         head = (
             "the source's classifier is kept: its classes are those of the data"
             if self._same_task
@@ -150,8 +150,8 @@ class RobustFineTuner:
     def train(self, *, resume: bool = True) -> Result:
         """Train; the last weights, or the best by validation with ``load_best``, are then in ``self.model``.
 
-        Checkpoints go into ``output_dir``. Called again with the same arguments, source and data, it goes on where it was
-        interrupted, or returns at once where it had ended; the weights are those of a run that was not interrupted.
+        Checkpoints go into ``output_dir``. Called again with the same arguments, source and data, it resumes where it was
+        interrupted, or returns at once if it had finished; the weights are those of a run that was not interrupted.
 
         Args:
             resume: Continue an interrupted run. If False, start over: checkpoints in ``output_dir`` are removed.
@@ -175,7 +175,7 @@ class RobustFineTuner:
         return self.result
 
     def evaluate(self, **options: Unpack[EvaluationOptions]) -> Report:
-        """Clean and robust accuracy on the test split, as :func:`cartl_hub.evaluate` measures it.
+        """Measure clean and robust accuracy on the test split, as :func:`cartl_hub.evaluate` does.
 
         Args:
             options: Options of :func:`cartl_hub.evaluate`: ``strength``, ``num_images``, ``attacks``, ``checks``, ``budget``, ...
@@ -195,7 +195,7 @@ class RobustFineTuner:
         return self.report
 
     def save(self, folder: str | Path | None = None) -> Path:
-        """Write a publishable model folder: weights, config, card, and the report where there is one.
+        """Write a publishable model folder: weights, config, card, and the report if there is one.
 
         With ``push_to_hub`` it is published too.
 
@@ -203,7 +203,7 @@ class RobustFineTuner:
             folder: Folder to write; by default ``model`` in ``output_dir``.
 
         Raises:
-            PublishError: If it could not be published; it is in the folder then.
+            PublishError: If it could not be published; the model is in the folder then.
         """
         target = self._save(folder)
         if self._push and is_main_process():
@@ -225,11 +225,11 @@ class RobustFineTuner:
         Of several processes the first one publishes; the others get None.
 
         Args:
-            repo_id: "org/name", made where it doesn't exist; by default the ``hub_model_id`` of the fine-tuner.
+            repo_id: "org/name", created if it doesn't exist; by default the ``hub_model_id`` of the fine-tuner.
             private: Whether a new repository is private; by default the ``hub_private_repo`` of the fine-tuner.
-            revision: Branch; made where it doesn't exist.
+            revision: Branch to push to; created if it doesn't exist.
             create_pr: Open a pull request instead.
-            commit_message: "Upload" and the name by default.
+            commit_message: Message of the commit; "Upload" and the name by default.
             token: Token of the Hub; by default the stored one.
 
         Raises:
@@ -270,12 +270,12 @@ class RobustFineTuner:
 
 @dataclass(frozen=True)
 class Source:
-    """A source, opened.
+    """An opened source.
 
     Args:
-        model: A copy, to be trained.
-        origin: Where it came from, as a lineage records it.
-        report: What was measured of these weights, where that is known.
+        model: Copy of the model, to be trained.
+        origin: Origin of the model, as a lineage records it.
+        report: Report on these weights, if there is one.
     """
 
     model: Classifier
@@ -284,10 +284,10 @@ class Source:
 
 
 def open_source(source: str | Path | nn.Module | Source, revision: str | None = None) -> Source:
-    """A source model of any kind; one that is open already is returned.
+    """Open a source model of any kind; one that is already open is returned.
 
     Raises:
-        ModelError: If there is none, or its weights can't be obtained.
+        ModelError: If there is no such model, or its weights can't be obtained.
     """
     if isinstance(source, Source):
         return source
@@ -307,7 +307,7 @@ def open_source(source: str | Path | nn.Module | Source, revision: str | None = 
 
 
 def _report_of(folder: Path, model: Classifier) -> Report | None:
-    """The report in a model's folder, unless it is damaged or of other weights."""
+    """The report in a model's folder, unless it is damaged or belongs to other weights."""
     try:
         report = read_report(folder)
     except ValueError as error:
@@ -350,7 +350,7 @@ def open_untrained(name: str) -> Classifier:
 
 
 def _similar(name: str) -> str:
-    """What to add where a name is neither ours nor timm's."""
+    """Suggestion for a name that is neither ours nor timm's."""
     if "/" in name or name in untrained_recipes():
         return ""
     close = difflib.get_close_matches(name, [*bundled_models(), *timm.list_models()], n=3)

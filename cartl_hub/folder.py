@@ -1,6 +1,6 @@
 """A model as a folder: weights, config, report and card.
 
-It is timm's own format: ``model.safetensors`` with timm's keys, ``config.json`` in timm's schema. What timm has no place for lies
+It is timm's own format: ``model.safetensors`` with timm's keys, ``config.json`` in timm's schema. What timm has no place for is
 under the key "cartl_hub" of the config.
 """
 
@@ -41,19 +41,19 @@ class ModelError(ValueError):
 
 
 def save_model(model: Classifier, folder: str | Path, *, report: Report | None = None, card: str | None = None) -> Path:
-    """Write ``model.safetensors`` and ``config.json``, and the report and the card where there are any.
+    """Write ``model.safetensors`` and ``config.json``, and the report and the card if given.
 
-    Weights, config and card are replaced together; a report of other weights that lies there is removed. Of several processes
+    Weights, config and card are replaced together; a report of other weights already there is removed. Of several processes
     the first one writes.
 
     Args:
-        model: Model with plain weights: a model under training is saved after it.
-        folder: Folder to write to; made where it doesn't exist.
-        report: What was measured.
+        model: Model with plain weights; save a model under training only once training has ended.
+        folder: Folder to write to; created if it doesn't exist.
+        report: Report on these weights.
         card: Text of README.md.
 
     Raises:
-        ValueError: If weights are reparametrised or not finite, the report is of other weights, the folder is a file or holds
+        ValueError: If weights are reparametrised or not finite, the report is on other weights, the folder is a file or holds
             something else, or the model could not be loaded back; nothing is written then.
     """
     folder = Path(folder)
@@ -83,7 +83,7 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
 
 
 def check_weights(model: Classifier) -> None:
-    """That weights can be saved.
+    """Check that weights can be saved.
 
     Raises:
         ValueError: If they are reparametrised or not finite.
@@ -98,7 +98,7 @@ def check_weights(model: Classifier) -> None:
 
 
 def check_target(folder: Path) -> None:
-    """That nothing of somebody else would be replaced."""
+    """Check that no foreign file would be replaced."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder to save the model in, got the file {folder}.")
     with suppress(OSError, ValueError, AttributeError):
@@ -128,7 +128,7 @@ def stated_weights(folder: Path) -> str | None:
 
 
 def read_report(folder: Path) -> Report | None:
-    """The report in a model folder, where there is one.
+    """The report in a model folder, if there is one.
 
     Raises:
         ValueError: If it can't be read.
@@ -201,10 +201,10 @@ def read_model(folder: Path) -> Classifier:
 
 
 def read_untrained(folder: Path) -> Classifier:
-    """The network of a model in a folder, with weights of its initialisation.
+    """The network of a model in a folder, with freshly initialised weights.
 
     Raises:
-        ModelError: If its config doesn't make one.
+        ModelError: If no network can be built from its config.
     """
     config = read_config(folder)
     with _building(folder, config):
@@ -213,7 +213,7 @@ def read_untrained(folder: Path) -> Classifier:
 
 @contextmanager
 def _building(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Say which config it was that makes no network."""
+    """Name the config from which no network can be built."""
     try:
         yield
     except ModelError:
@@ -225,10 +225,10 @@ def _building(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model folder, checked as far as that goes without its network.
+    """``config.json`` of a model folder, checked as far as possible without its network.
 
     Raises:
-        ModelError: If it isn't one that this version can read.
+        ModelError: If this version can't read it.
     """
     path = folder / CONFIG
     try:
@@ -276,10 +276,10 @@ def _check_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def build_model(config: Mapping[str, Any]) -> Classifier:
-    """The network that a config describes, with weights of its initialisation.
+    """The network that a config describes, with freshly initialised weights.
 
     Args:
-        config: That :func:`read_config` has checked.
+        config: Config that :func:`read_config` has checked.
 
     Raises:
         ValueError: If label names or image policy don't fit the network.
@@ -311,7 +311,7 @@ def _check_labels(config: Mapping[str, Any]) -> None:
 
 
 def _read_weights(path: Path, expected: str | None) -> dict[str, Tensor]:
-    """Weights from a safetensors file whose header and hash are right."""
+    """Weights from a safetensors file, with its header and hash verified."""
     try:
         if not path.is_file():
             raise ModelError(f"expected weights in {path}, which is no file.")

@@ -1,4 +1,4 @@
-"""Where models come from: a folder, those that came with the package, or the Hub."""
+"""Sources of models: a folder, the package itself, or the Hub."""
 
 import glob
 import hashlib
@@ -56,16 +56,17 @@ def load_model(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> Classifier:
-    """A saved model: images in [0, 1] in, logits out, in eval mode.
+    """Load a saved model: images in [0, 1] in, logits out, in eval mode.
 
     Args:
-        name: A folder, the id of a bundled model (:func:`list_sources`), or a Hub id "org/name".
+        name: Folder, id of a bundled model (:func:`list_sources`), or Hub id "org/name".
         revision: Commit, branch or tag on the Hub.
-        device: Device to put it on.
+        device: Device to put the model on.
         token: Token of the Hub; by default the stored one.
         cache_dir: Cache of the Hub's client.
-        force_download: Fetch it again although it is cached.
-        local_files_only: Take what is cached and ask nobody; the environment variable ``HF_HUB_OFFLINE`` does it too.
+        force_download: Download it again even if it is cached.
+        local_files_only: Use cached files only, without network access; the environment variable ``HF_HUB_OFFLINE`` does the
+            same.
 
     Raises:
         ModelError: If it can't be found, is damaged, or isn't what its config says; no weight is used before that is known.
@@ -89,15 +90,15 @@ def open_folder(folder: Path, origin: Mapping[str, Any]) -> Classifier:
 
 
 def find_model(name: str | Path, revision: str | None = None, **client: Any) -> tuple[Path, dict[str, Any]]:
-    """Folder of a model, and where it came from, as a lineage records it.
+    """Folder of a model, and its origin as a lineage records it.
 
     Args:
-        name: As for :func:`load_model`.
-        revision: On the Hub, where the model then must be.
+        name: Name of the model, as for :func:`load_model`.
+        revision: Commit, branch or tag on the Hub, where the model then must be.
         client: Further arguments of ``huggingface_hub.snapshot_download``.
 
     Raises:
-        ModelError: If there is none.
+        ModelError: If there is no such model or file.
     """
     if revision is None and (found := _find_here(name)):
         return found
@@ -116,7 +117,7 @@ def find_model(name: str | Path, revision: str | None = None, **client: Any) -> 
 
 
 def _find_here(name: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """A model folder or a bundled model; None where there is nothing of that name."""
+    """A model folder or a bundled model; None if there is nothing of that name."""
     if not str(name).strip():
         return None
     path = Path(name)
@@ -137,19 +138,19 @@ def _find_here(name: str | Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def download(repo_id: str, revision: str | None, *, files: Sequence[str], **client: Any) -> Path:
-    """Files of one commit of a model repository on the Hub, in the client's cache, with their hashes verified.
+    """Download files of one commit of a model repository on the Hub into the client's cache, and verify their hashes.
 
     Args:
         repo_id: "org/name".
         revision: Commit, branch or tag.
-        files: Names; those that the repository lacks are left out.
+        files: Names of the files; those that the repository lacks are left out.
         client: Further arguments of ``huggingface_hub.snapshot_download``.
 
     Returns:
         The folder of the commit, named after it.
 
     Raises:
-        ModelError: If they can't be obtained, or come damaged twice.
+        ModelError: If they can't be obtained, or arrive damaged twice.
     """
 
     def fetch(commit: str | None) -> Path:
@@ -175,15 +176,15 @@ def download(repo_id: str, revision: str | None, *, files: Sequence[str], **clie
 
 
 def find_checkpoint(name: str | Path, revision: str | None = None, **client: Any) -> tuple[Path, dict[str, Any]]:
-    """A file of weights on the disk, or in a repository on the Hub, and where it came from.
+    """A file of weights on disk or in a repository on the Hub, and its origin.
 
     Args:
-        name: A file, or "org/name/path/of/the/file" on the Hub.
+        name: Path of a file, or "org/name/path/of/the/file" on the Hub.
         revision: Commit, branch or tag on the Hub.
         client: Further arguments of ``huggingface_hub.snapshot_download``.
 
     Raises:
-        ModelError: If there is none.
+        ModelError: If there is no such model or file.
     """
     path = Path(name)
     if path.is_file():
@@ -201,7 +202,7 @@ def find_checkpoint(name: str | Path, revision: str | None = None, **client: Any
 def _damaged(folder: Path, files: Sequence[str]) -> list[str]:
     """Files whose content is not what the cache names it after; they are removed from the cache.
 
-    The client checks sizes only. It links to a blob that is named after its git hash, or, of a large file, after its sha256.
+    The client checks sizes only. It links to a blob that is named after its git hash or, for a large file, after its sha256.
     """
     damaged = []
     for file in map(folder.joinpath, files):
@@ -220,7 +221,7 @@ def _damaged(folder: Path, files: Sequence[str]) -> list[str]:
 
 
 def _incomplete(repo_id: str, folder: Path, client: Mapping[str, Any]) -> str:
-    """What to say of a repository without a model folder."""
+    """Message about a repository without a model folder."""
     start = f"expected {CONFIG} and {WEIGHTS} in the Hub repository {repo_id!r}, got "
     try:
         names = HfApi(token=client.get("token")).list_repo_files(repo_id, revision=folder.name)
@@ -239,12 +240,12 @@ def _incomplete(repo_id: str, folder: Path, client: Mapping[str, Any]) -> str:
 
 @contextmanager
 def explained(what: str, revision: str | None = None, *, act: str = "had from the Hub") -> Iterator[None]:
-    """Errors of the Hub's client as a :class:`ModelError` that says what to do.
+    """Turn errors of the Hub's client into a :class:`ModelError` that says what to do.
 
     Args:
-        what: That was asked for.
-        revision: Of it.
-        act: What can't be done with it, for the message.
+        what: Name of what was requested.
+        revision: Revision that was requested.
+        act: Action that failed, for the message.
     """
     start = f"{what} can't be {act}: "
     try:
@@ -285,7 +286,7 @@ def http_reason(error: HfHubHTTPError) -> str:
 
 
 def retried(call: Callable[[], T]) -> T:
-    """Result of a call that may be made again, after the failures that pass: 5xx, lost connections, short files."""
+    """Result of a call that is repeated after transient failures: 5xx, lost connections, truncated files."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
@@ -334,19 +335,19 @@ class SourceInfo:
     """One line of the table of models.
 
     Args:
-        id: Under which :func:`load_model` finds it.
-        architecture: timm's name.
-        num_parameters: Parameters of the backbone with its classifier; None where there is no model yet.
-        data: What it was trained on.
+        id: Id that :func:`load_model` takes.
+        architecture: Name of the architecture in timm.
+        num_parameters: Number of parameters, backbone and classifier; None if there is no model yet.
+        data: Data that the model was trained on.
         method: Name of the training method.
-        threat_model: Norm and radius that the attack below kept to.
-        clean_acc: Accuracy on the test split, in [0, 1]; None where there is no report.
-        robust_acc: Under ``attack``.
-        worst_acc: Accuracy in the worst case of all attacks of the threat model.
+        threat_model: Norm and radius of ``attack``.
+        clean_acc: Accuracy on the test split, in [0, 1]; None if there is no report.
+        robust_acc: Accuracy under ``attack``.
+        worst_acc: Accuracy in the worst case over all attacks of the threat model.
         attack: Name of the attack.
-        num_images: Test images of these figures.
+        num_images: Number of test images behind these figures.
         size: Size of the weights, in bytes.
-        where: "bundled", "Hub", or "recipe only".
+        where: Location: "bundled", "Hub", or "recipe only".
         revision: Commit on the Hub.
     """
 
@@ -374,19 +375,19 @@ def list_sources(
     limit: int = 50,
     token: str | bool | None = None,
 ) -> list[SourceInfo]:
-    """The bundled models, those that only have a recipe, and those on the Hub that this library published.
+    """List the bundled models, those that only have a recipe, and those on the Hub that this library published.
 
-    What was measured of them stands beside them.
+    Each comes with its measured accuracies.
 
     Args:
-        hub: Look on the Hub too, for models with the library's tag. A repository that can't be read is named in a warning.
+        hub: Search the Hub too, for models with the library's tag. A repository that can't be read is named in a warning.
         author: User or organisation on the Hub.
-        search: Part of the name.
-        limit: Models of the Hub, those with most downloads first.
+        search: Part of the model's name on the Hub.
+        limit: Largest number of models from the Hub, most downloaded first.
         token: Token of the Hub; by default the stored one.
 
     Raises:
-        ModelError: If the Hub can't be asked.
+        ModelError: If the Hub can't be reached.
     """
     wanted = (search or "").lower()
     found = [_source_info(name, folder, "bundled") for name, folder in bundled_models().items() if wanted in name.lower()]

@@ -1,4 +1,4 @@
-"""From any picture to the uint8 tensor that a model takes."""
+"""Conversion of any picture to the uint8 tensor that a model takes."""
 
 import io
 from dataclasses import asdict, dataclass
@@ -22,16 +22,16 @@ CropMode = Literal["center", "squash"]
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePolicy:
-    """How a picture of any size and mode becomes a model input; it is saved with the model.
+    """Policy that turns a picture of any size and mode into a model input; it is saved with the model.
 
     The geometry is timm's evaluation transform, so that plain timm sees the same pixels. Transparency is dropped, as there.
 
     Args:
         size: Height and width of the input, in pixels.
-        mode: "RGB", or "L" for one channel.
-        interpolation: Interpolation of the resize.
-        crop_mode: "center": the picture is resized until it just covers ``size``, and its middle is cut out; "squash": each side
-            is resized by itself.
+        mode: Colour mode: "RGB", or "L" for one channel.
+        interpolation: Interpolation used for resizing.
+        crop_mode: Crop mode. "center": the picture is resized until it just covers ``size``, and its middle is cut out; "squash":
+            each side is resized by itself.
         crop_pct: Share of the resized picture, per side, that "center" keeps; 0.875 is 224 pixels of 256, as for many ImageNet
             models, at least 0.01. With 1 a picture of the right size is taken as it is.
 
@@ -65,7 +65,7 @@ class ImagePolicy:
         return 3 if self.mode == "RGB" else 1
 
     def __call__(self, picture: Any) -> Tensor:
-        """One picture as a uint8 tensor, [C, H, W].
+        """Convert one picture to a uint8 tensor, [C, H, W].
 
         Args:
             picture: PIL image, path, encoded bytes, ``{"bytes", "path"}`` as ``datasets`` stores it, array [H, W] or [H, W, C],
@@ -100,7 +100,7 @@ def _evaluation_transform(size: tuple[int, int], interpolation: str, crop_mode: 
 
 
 def to_pil(picture: Any) -> Image.Image:
-    """Any form of a picture as a loaded, upright PIL image; :class:`ImagePolicy` says which forms there are.
+    """Convert any form of a picture to a loaded, upright PIL image; :class:`ImagePolicy` lists the forms.
 
     Raises:
         ValueError: If it can't be read as a picture.
@@ -179,5 +179,5 @@ def _eight_bits(array: np.ndarray, top: float | None = None) -> np.ndarray:
 
 
 def policy_to_dict(policy: ImagePolicy) -> dict[str, Any]:
-    """As JSON."""
+    """The policy as JSON."""
     return asdict(policy) | {"size": list(policy.size)}

@@ -1,4 +1,4 @@
-"""Licenses that the Hub has a name for."""
+"""Licenses that the Hub has an identifier for."""
 
 # as https://huggingface.co/docs/hub/repositories-licenses lists them; cards give any other as "other" with a license_name
 _NAMES = """

@@ -1,4 +1,4 @@
-"""What a model was made from and how."""
+"""Lineage: what a model was made from and how."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,13 @@ def lineage(
     """Record of a training run, as JSON for the model's config.
 
     Args:
-        method: What was minimised.
+        method: Training method.
         arguments: Training arguments.
-        result: What the loop did; None before it.
+        result: Result of the training loop; None before training.
         data: Description of the training data.
-        bn: Batch-norm policy, of a transfer.
-        source: Id and revision of the source, of a transfer.
-        notes: What was decided on the data.
+        bn: Batch-norm policy of a transfer.
+        source: Id and revision of the source of a transfer.
+        notes: Decisions made on the data.
     """
     attack = getattr(method, "attack", None)
     return {

@@ -1,4 +1,4 @@
-"""What a model's lineage must look like for cards, reports and fine-tuning to read it; it may hold more."""
+"""Schema that a model's lineage must follow for cards, reports and fine-tuning to read it; it may hold more."""
 
 import json
 from collections.abc import Mapping
@@ -108,10 +108,10 @@ _LINEAGE = pydantic.TypeAdapter(_Lineage)
 
 
 def check_lineage(lineage: Mapping[str, Any]) -> None:
-    """That a lineage, as JSON, has entries of the kinds that are read.
+    """Check that a lineage, as JSON, has entries of the expected types.
 
     Raises:
-        ValueError: With the first entry that hasn't, and what was expected there.
+        ValueError: If it hasn't; the message names the first wrong entry and what was expected there.
     """
     try:
         _LINEAGE.validate_json(json.dumps(lineage), strict=True)

@@ -1,4 +1,4 @@
-"""What is asked of any module, and the mode that it runs in."""
+"""Checks of any module, and the mode that it runs in."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run ``model`` in eval mode, then give each of its modules the mode it had."""
+    """Run ``model`` in eval mode, then restore the mode of each of its modules."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -24,7 +24,7 @@ def check_dtype(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Refuse a module without weights, or with some of another dtype.
 
     Raises:
-        ValueError: With the name of the first one.
+        ValueError: If it is refused; the message names the first such weight.
     """
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta:

@@ -33,7 +33,7 @@ class RobustClassifier(Classifier):
         local_files_only: bool = False,
         device: str | torch.device = "cpu",
     ) -> "RobustClassifier":
-        """As :func:`load_model`.
+        """Load a model, as :func:`load_model` does.
 
         Raises:
             ModelError: If there is no such model, or it is damaged.
@@ -62,8 +62,8 @@ class RobustClassifier(Classifier):
         """Write a model folder with its card.
 
         Args:
-            save_directory: Folder to write to; made where it doesn't exist.
-            report: What was measured of these weights.
+            save_directory: Folder to write to; created if it doesn't exist.
+            report: Report on these weights.
         """
         return save_model(self, save_directory, report=report, card=render_card(self, report=report))
 
@@ -74,12 +74,12 @@ class RobustClassifier(Classifier):
 
         Args:
             repo_id: "org/name", or a name in the user's own namespace.
-            folder: Folder that is written and stays; by default the last part of ``repo_id``.
-            report: What was measured of these weights.
+            folder: Folder to write, which is kept; by default the last part of ``repo_id``.
+            report: Report on these weights.
             kwargs: Arguments of :func:`publish`.
 
         Raises:
-            PublishError: If it could not be published; the folder stays.
+            PublishError: If it could not be published; the folder is kept.
         """
         target = self.save_pretrained(folder or Path(repo_id.rpartition("/")[2]), report=report)
         return publish(target, repo_id, **kwargs)

@@ -1,4 +1,4 @@
-"""From a recipe to a source model in its folder."""
+"""Trains a source model from a recipe."""
 
 import shutil
 from collections.abc import Mapping
@@ -31,19 +31,19 @@ def pretrain(
     command: str | None = None,
     resume: bool = True,
 ) -> Path:
-    """Train a source, measure it on the test split, write its folder; goes on where it was interrupted.
+    """Train a source, measure it on the test split and write its folder; an interrupted run is resumed.
 
-    A source that learned without labels gets its classifier from the recipe's linear probe; without one it is not measured.
+    A source trained without labels gets its classifier from the recipe's linear probe; without a probe it is not measured.
 
     Args:
-        recipe: What to train.
-        folder: Folder of the model.
-        output_dir: Folder of checkpoints and logs; by default ``runs/`` and the recipe's id.
+        recipe: Recipe of the source to train.
+        folder: Folder for the model.
+        output_dir: Folder for checkpoints and logs; by default ``runs/`` and the recipe's id.
         attacks: Attacks of the report; :func:`cartl_hub.default_attacks` by default, in the norm and radius of the training
             attack.
-        num_images: Test images of the report; all by default.
-        command: Command that runs this, for card and report.
-        resume: Go on with the run in ``output_dir``. False: begin anew; its checkpoints are removed.
+        num_images: Number of test images for the report; all by default.
+        command: Command that reproduces this run, for card and report.
+        resume: Resume the run in ``output_dir``. If False, start over: its checkpoints are removed.
     """
     output_dir = Path(output_dir) if output_dir is not None else Path("runs") / recipe.id
     policy = ImagePolicy(size=_input_size(recipe), mode="L" if len(recipe.mean) == 1 else "RGB")
@@ -110,7 +110,7 @@ def pretrain(
 
 
 def _input_size(recipe: Recipe) -> tuple[int, int]:
-    """Of the architecture, as its config states it."""
+    """Input size of the architecture, as its config states it."""
     import timm
 
     config = timm.get_pretrained_cfg(recipe.architecture)

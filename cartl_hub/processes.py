@@ -1,4 +1,4 @@
-"""Several processes that do one thing together (``torchrun``, ``accelerate launch``), and what they run on."""
+"""Processes that work together (``torchrun``, ``accelerate launch``), and the devices that they run on."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Number of this process and how many there are; joins the group that the launcher's environment names."""
+    """Rank of this process and number of processes; joins the group that the launcher's environment names."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and dist.is_available() and not dist.is_initialized():
         from accelerate import PartialState  # chooses the backend and this process's device
 
@@ -23,7 +23,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def gather(value: Any) -> list[Any]:
-    """What each process holds, in the order of their numbers; waits for all of them."""
+    """Values of all processes, in the order of their ranks; waits for all of them."""
     _, world = rank_and_world()
     values = [value] * world
     if world > 1:
@@ -37,7 +37,7 @@ def is_main_process() -> bool:
 
 
 def bar_interval() -> float:
-    """Seconds between two states of a progress bar: a file or a log gets a line for each."""
+    """Seconds between two updates of a progress bar: a file or a log gets a line for each."""
     return 1.0 if sys.stderr.isatty() else 30.0
 
 
@@ -56,14 +56,14 @@ def default_device() -> torch.device:
 
 
 def default_precision(device: torch.device) -> str:
-    """ "bf16" where the device has matrix units for it, else "fp32"; the same for every run on it."""
+    """Default precision: "bf16" if the device has matrix units for it, else "fp32"; the same for every run on it."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def environment(device: torch.device, seconds: float) -> dict[str, Any]:
-    """What something was computed with, as reports state it."""
+    """Environment of a computation, as reports state it."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

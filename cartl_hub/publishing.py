@@ -1,4 +1,4 @@
-"""A model folder to the Hub, in one commit."""
+"""Publishes a model folder on the Hub, in one commit."""
 
 import logging
 import os
@@ -59,13 +59,13 @@ class PublishError(ModelError):
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """What goes to the Hub.
+    """Content of an upload to the Hub.
 
     Args:
-        repo_id: "org/name".
-        folder: It is copied from here.
-        files: Sizes in bytes, by name.
-        left_out: Other files of the folder, which stay where they are.
+        repo_id: Repository, "org/name".
+        folder: Folder that the files are copied from.
+        files: Size of each file in bytes, by name.
+        left_out: Other files of the folder, which are not uploaded.
         metadata: Metadata of the card, as the Hub reads it.
     """
 
@@ -88,25 +88,25 @@ def publish(
 ) -> CommitInfo:
     """Put a model folder on the Hub in one commit; the folder stays as it is.
 
-    The card is written anew for ``repo_id``, unless it was edited by hand. Files of an earlier version that this one lacks, such
-    as its report, are removed; what others have put there stays.
+    The card is rewritten for ``repo_id``, unless it was edited by hand. Files of an earlier version that this one lacks, such as
+    its report, are removed; files that others have put there stay.
 
     Args:
         folder: Model folder that :func:`save_model`, ``RobustFineTuner.save`` or ``pretrain`` wrote.
-        repo_id: "org/name", or a name in the user's own namespace; made where it doesn't exist.
-        private: Whether a new repository is private; by default as the organisation has set, public as a rule. An existing one
-            must be so already.
-        revision: Branch; made where it doesn't exist.
+        repo_id: "org/name", or a name in the user's own namespace; created if it doesn't exist.
+        private: Whether a new repository is private; by default what the organisation has set, usually public. An existing one
+            must already have this visibility.
+        revision: Branch to push to; created if it doesn't exist.
         create_pr: Open a pull request to the main branch instead.
-        commit_message: "Upload" and the model's name by default.
+        commit_message: Message of the commit; "Upload" and the model's name by default.
         token: Token of the Hub; by default the stored one.
 
     Returns:
-        The commit; without a new one, the last one, and no ``pr_url``, where nothing differs.
+        The commit. If nothing differs, no new one is made: it is the last one, without a ``pr_url``.
 
     Raises:
-        PublishError: If the folder is no whole model, the card's metadata is wrong, or the Hub refuses. No part of the model is
-            on the Hub then, but a repository or a branch that was made for it stays there without one. The message holds the
+        PublishError: If the folder isn't a complete model, the card's metadata is wrong, or the Hub refuses. No part of the
+            model is on the Hub then, but a repository or branch created for it stays there, empty. The message holds the
             command that tries again.
     """
     folder = Path(folder)
@@ -149,7 +149,7 @@ def publish(
 
 
 def plan(folder: str | Path, repo_id: str, *, revision: str | None = None, create_pr: bool = False) -> Upload:
-    """What :func:`publish` would send with the same arguments; nothing is sent.
+    """Plan of what :func:`publish` would upload with the same arguments; nothing is uploaded.
 
     Raises:
         PublishError: If the folder can't be published.
@@ -164,19 +164,19 @@ def plan(folder: str | Path, repo_id: str, *, revision: str | None = None, creat
 
 
 def check_publishable(repo_id: str, card: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
-    """That a model could be published: id, card, token, and the right to write; nothing is made or changed.
+    """Check that a model could be published: id, card, token, and the right to write; nothing is created or changed.
 
     Args:
         repo_id: "org/name", or a name in the user's own namespace.
-        card: Text of its README.md.
+        card: Text of the model's README.md.
         private: Visibility, as for :func:`publish`.
         token: Token of the Hub; by default the stored one.
 
     Returns:
-        "org/name".
+        The full id, "org/name".
 
     Raises:
-        PublishError: If not.
+        PublishError: If the model could not be published.
     """
     _check_target(repo_id)
     _check_card(card)
@@ -199,7 +199,7 @@ def check_publishable(repo_id: str, card: str, *, private: bool | None = None, t
 
 
 def _make(api: HfApi, repo_id: str, private: bool | None) -> bool:
-    """Make the repository unless it exists; whether it was made."""
+    """Create the repository unless it exists; return whether it was created."""
     found = _find(api, repo_id)
     _check_visibility(found, private)
     if found is None:
@@ -225,7 +225,7 @@ def _check_visibility(found: ModelInfo | None, private: bool | None) -> None:
 
 
 def _user(api: HfApi) -> dict[str, Any]:
-    """Whose token it is."""
+    """User that the token belongs to."""
     try:
         return retried(api.whoami)
     except LocalTokenNotFoundError as error:
@@ -253,7 +253,7 @@ def _check_target(repo_id: str, revision: str | None = None, create_pr: bool = F
 
 
 def _check_card(text: str) -> None:
-    """What the Hub's own validation would refuse, as far as it can be known without it."""
+    """Refuse what the Hub's own validation would refuse, as far as that can be known offline."""
     try:
         ModelCard(text)  # reads the results in the metadata too
         head = REGEX_YAML_BLOCK.search(text)
@@ -280,11 +280,11 @@ def _check_card(text: str) -> None:
 
 @contextmanager
 def _prepared(folder: Path, find_id: Callable[[], str]) -> Iterator[tuple[Path, str]]:
-    """A temporary copy of what is published, whole and checked, and the id that its card names.
+    """A temporary copy of what is published, complete and checked, and the id that its card names.
 
     Args:
-        folder: Of the model.
-        find_id: Called when all else has been checked.
+        folder: Folder of the model.
+        find_id: Function that finds the id; called once all else has been checked.
     """
     try:
         model = read_model(folder)
@@ -344,7 +344,7 @@ def _read_card(path: Path) -> str | None:
 
 
 def _sent(folder: Path, card: str) -> list[Path]:
-    """What belongs to the model: files that this library writes, and pictures that the card shows."""
+    """Files that belong to the model: those that this library writes, and pictures that the card shows."""
     shown = {unquote(link) for link in _LINK.findall(card) if Path(link).suffix.lower() in PICTURES}
     return [path for path in sorted(folder.iterdir()) if path.name in {*PUBLISHED, *shown} and not path.name.startswith(".")]
 
@@ -359,7 +359,7 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def _kept(folder: Path | None, repo_id: str, retry: str | None, left: str = "") -> Iterator[None]:
-    """Errors of the Hub's client, with what stays on the Hub, where the model lies and how to go on."""
+    """Errors of the Hub's client, with what stays on the Hub, where the model is and how to continue."""
     try:
         with explained(f"the model {repo_id!r}", act="published on the Hub"):
             yield

@@ -1,4 +1,4 @@
-"""The main job on data that a dependency carries: three transfers to handwritten digits, compared under attack."""
+"""The main task on data that come with a dependency: three transfers to handwritten digits, compared under attack."""
 
 import logging
 import os
@@ -56,8 +56,8 @@ def run(folder: Path, console: Console | None = None) -> dict[str, Report]:
     """Run the three transfers, print the comparison, publish the first model and load it back in a new process.
 
     Args:
-        folder: Of models and reports; what an earlier quickstart left there is replaced.
-        console: Where it prints.
+        folder: Folder for models and reports; the results of an earlier quickstart there are replaced.
+        console: Console to print to.
     """
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     begun = time.monotonic()
@@ -139,7 +139,7 @@ def _comparison(reports: dict[str, Report]) -> Table:
 
 
 def _gain(reports: dict[str, Report]) -> str:
-    """What the bound of NEFT does here, and where it does more."""
+    """Sentence on what the bound of NEFT gains here, and where it gains more."""
     neft, vanilla = (reports[title].verdicts.correct["PGD-20"] for title, _, _ in RUNS[:2])
     middle, low, high = (100 * share for share in paired_bootstrap(neft, vanilla))
     verdict = "ahead of" if low > 0 else "behind" if high < 0 else "level with"
@@ -167,7 +167,7 @@ with torch.inference_mode():
 
 
 def _accuracy_in_new_process(repo_id: str, environment: dict[str, str]) -> int:
-    """Correct test digits of a model on the Hub that ``environment`` names."""
+    """Number of correct test digits of a model on the Hub that ``environment`` names."""
     command = [sys.executable, "-c", _LOAD_BACK, repo_id]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
     if done.returncode:

@@ -19,7 +19,7 @@ CROP, FLIP, START, RESTART, CHOSEN, VIEW, AREA, COLOUR, BLUR, TURN, TILES = rang
 
 
 def _signed(x: int) -> int:
-    """The 64-bit number as torch's int64 holds it; products of int64 tensors wrap in the same way."""
+    """A 64-bit number as torch's int64 holds it; products of int64 tensors wrap in the same way."""
     return (x + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
@@ -40,11 +40,11 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def image_keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
-    """One key per image.
+    """Key of each image.
 
     Args:
         seed: Seed of the run.
-        epoch: Pass over the data; the same image gets new numbers in each.
+        epoch: Number of the pass over the data; the same image gets new random numbers in each.
         indices: Position of each image in its data set, int64.
 
     Shape:
@@ -56,7 +56,7 @@ def image_keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
 
 
 def fold_in(keys: Tensor, data: int) -> Tensor:
-    """New keys from old ones and a number, e.g. of a restart."""
+    """New keys from old ones and a number, e.g. that of a restart."""
     return _mix(keys + _signed((data + 1) * _MIX_1))
 
 
@@ -88,7 +88,7 @@ def normal(keys: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """Seed of torch's global generator in one step, for what draws from no keys: dropout."""
+    """Seed of torch's global generator in one step, for random draws without keys: dropout."""
     return _signed((seed * 1_000_003 + step) * 4096 + process)
 
 

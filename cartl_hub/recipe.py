@@ -1,4 +1,4 @@
-"""Recipes: what a source model is made from, in one YAML file that makes it again."""
+"""Recipes: what a source model is made from, in one YAML file that reproduces it."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -30,9 +30,9 @@ class RecipeData:
     """Data that a recipe trains on.
 
     Args:
-        id: On the Hub.
-        local: Folder that is used instead where it exists, relative to the working directory.
-        read: Arguments of how to read it.
+        id: Id of the data on the Hub.
+        local: Folder to use instead if it exists, relative to the working directory.
+        read: Arguments for reading the data.
         license: License of the data, for the card.
     """
 
@@ -46,10 +46,10 @@ class RecipeData:
         return self.local if self.local and Path(self.local).exists() else self.id
 
     def load(self, policy: ImagePolicy, **changes: Any) -> Splits:
-        """Read the data, with ``changes`` of how to read them.
+        """Read the data, with ``changes`` to the arguments for reading them.
 
         Raises:
-            DataError: As :func:`cartl_hub.load_splits`; the message names the local copy where that is missing.
+            DataError: As :func:`cartl_hub.load_splits`; the message names the local copy if it is missing.
         """
         try:
             return load_splits(self.location, policy, replace(self.read, **changes))
@@ -61,27 +61,27 @@ class RecipeData:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to make a source model.
+    """Recipe for a source model.
 
     Args:
         id: Id of the model: architecture, objective with its split, data; e.g. "wrn16_2.fdm4_cifar100".
-        title: One sentence on it, for the card.
-        architecture: timm's name.
+        title: One sentence on the model, for the card.
+        architecture: Name of the architecture in timm.
         model_args: Further arguments of the architecture.
-        mean: Normalisation, per channel.
-        std: Normalisation, per channel.
+        mean: Mean of the normalisation, per channel.
+        std: Standard deviation of the normalisation, per channel.
         remarks: Remarks for the card, on how it was trained.
         license: License of the weights, e.g. "mit"; by default none is stated.
-        weights: Dtype of the weights' file; the model is measured as it holds them.
-        data: To train on.
-        method: Source objective.
+        weights: Dtype of the weights in the file; the model is measured with the weights as stored.
+        data: Data to train on.
+        method: Training objective of the source.
         training: Training arguments.
-        probe: For a method that learns without labels: how the classifier is trained afterwards, on the network as it is then
-            (a linear probe). Without it such a source is not measured.
+        probe: Training arguments of the linear probe, for a method that learns without labels: the classifier is trained
+            afterwards on the finished network. Without it such a source is not measured.
 
     Raises:
-        ValueError: On an id that can't be the name of a folder, arguments of the architecture that name weights, a mean or std
-            that is none, or a probe of a method that trains the classifier itself.
+        ValueError: On an id that can't be the name of a folder, arguments of the architecture that name weights, an invalid
+            mean or std, or a probe for a method that trains the classifier itself.
     """
 
     id: str
@@ -146,19 +146,19 @@ KINDS: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImportRecipe:
-    """A public checkpoint of another project, and all that it doesn't say of itself.
+    """A public checkpoint of another project, and everything about it that the file doesn't state.
 
     Args:
         id: Id of the model, "architecture.tag".
-        title: What it is, for its card.
+        title: Title of the model, for its card.
         checkpoint: File beside the recipe or in the working directory, or "org/name/FILE" on the Hub.
         remarks: Remarks for its card, e.g. the paper.
-        format: As for :func:`cartl_hub.import_checkpoint`, like all that follow.
-        architecture: timm's name.
-        model_args: Arguments of the architecture that weights don't show.
+        format: Format of the file; this and all that follow are arguments of :func:`cartl_hub.import_checkpoint`.
+        architecture: Name of the architecture in timm.
+        model_args: Arguments of the architecture that can't be inferred from the weights.
         num_classes: Expected number of classes; verified.
-        mean: Mean of the normalisation, where the file holds none.
-        std: Standard deviation, as ``mean``.
+        mean: Mean of the normalisation, if the file holds none.
+        std: Standard deviation of the normalisation, if the file holds none.
         input_size: Side of the input in pixels.
         label_names: Name of each class.
         entry: Entry of the file that holds the weights.
@@ -191,7 +191,7 @@ class ImportRecipe:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of :func:`cartl_hub.import_checkpoint`."""
+        """Arguments of :func:`cartl_hub.import_checkpoint`."""
         return {name: value for name, value in vars(self).items() if name not in ("id", "title", "checkpoint", "remarks")}
 
 
@@ -199,10 +199,10 @@ def load_import_recipe(path: str | Path) -> ImportRecipe:
     """Read an import recipe.
 
     Args:
-        path: Of the file, or of the folder with an ``import.yaml``; a checkpoint that lies beside it is found there.
+        path: Path of the file, or of the folder with an ``import.yaml``; a checkpoint beside it is found there.
 
     Raises:
-        ValueError: If the file isn't one; the message names the entry.
+        ValueError: If the file isn't an import recipe; the message names the entry.
     """
     path = Path(path)
     path = path / IMPORT if path.is_dir() else path

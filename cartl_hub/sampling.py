@@ -1,4 +1,4 @@
-"""Which images of a data set: parts and samples in which each class has its share."""
+"""Choice of images from a data set: parts and samples in which each class has its share."""
 
 import hashlib
 
@@ -14,8 +14,8 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
     """Split indices into (kept, held out), each class in proportion.
 
     Args:
-        labels: [N].
-        share: To hold out, in (0, 1); at least one image of each class that has two.
+        labels: Class of each image, [N].
+        share: Share to hold out, in (0, 1); at least one image of each class that has two.
         seed: Seed of the choice.
     """
     draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=_HELD_OUT)
@@ -31,14 +31,14 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
 
 
 def stratified_sample(labels: Tensor, num_images: int, seed: int) -> Tensor:
-    """Indices of some images, each class in proportion and with one image at least; a smaller sample lies in a larger one.
+    """Indices of some images, each class in proportion and with at least one image; a smaller sample is part of a larger one.
 
     Each class is in a random order, and an image's place in it, divided by the size of the class, decides when it is taken.
     (That is Adams's apportionment: classes of one size differ by at most one image.)
 
     Args:
-        labels: [N].
-        num_images: Number of images; with fewer than there are classes, some have none.
+        labels: Class of each image, [N].
+        num_images: Number of images; with fewer images than classes, some classes have none.
         seed: Seed of the choice.
     """
     draws = uniform(image_keys(seed, 0, torch.arange(len(labels))), stream=_SAMPLED).double()
@@ -51,7 +51,7 @@ def stratified_sample(labels: Tensor, num_images: int, seed: int) -> Tensor:
 
 
 def evenly_spaced(num: int, total: int) -> Tensor:
-    """Positions of at most ``num`` of ``total`` images, rising."""
+    """Positions of at most ``num`` of ``total`` images, in ascending order."""
     num = min(num, total)
     return torch.arange(num) * total // max(num, 1)
 

@@ -1,4 +1,4 @@
-"""Spectral norm of linear and convolution weights: measured, and held at a value during training."""
+"""Spectral norm of linear and convolution weights: measured, and kept at a value during training."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ def weighted(modules: Iterable[nn.Module]) -> list[Layer]:
 
 
 def kernel_norm(weight: Tensor) -> Tensor:
-    """Largest singular value of a weight reshaped to [out, in * kh * kw], exact, float64; NaN of a weight that isn't finite."""
+    """Largest singular value of a weight reshaped to [out, in * kh * kw], exact, float64; NaN for a weight that isn't finite."""
     matrix = weight.detach().flatten(1).double()
     if not matrix.isfinite().all():  # LAPACK would raise, in place of the error that says that training diverged
         return matrix.new_tensor(torch.nan)
@@ -34,16 +34,16 @@ def kernel_norm(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def operator_norm(layer: Layer, size: Size = (1, 1), *, weight: Tensor | None = None, tolerance: float = 1e-5) -> Tensor:
-    """Largest singular value of a layer as a linear map A of its input, float64; NaN of a weight that isn't finite.
+    """Largest singular value of a layer as a linear map A of its input, float64; NaN for a weight that isn't finite.
 
     By Rayleigh-Ritz: a subspace grows by the residual of its best vector under A^T A. That takes some tens of steps where power
     iteration takes hundreds: a convolution has many singular values close to its largest.
 
     Args:
-        layer: A linear layer, or a convolution, whose stride, padding, dilation and groups count.
+        layer: Linear layer, or a convolution, whose stride, padding, dilation and groups count.
         size: Height and width of the convolution's input, in pixels.
-        weight: In place of the layer's own.
-        tolerance: Relative residual at which it ends. The relative error of the result is at most half of it.
+        weight: Weight to use in place of the layer's own.
+        tolerance: Relative residual at which the iteration ends. The relative error of the result is at most half of it.
     """
     weight = (layer.weight if weight is None else weight).detach()
     if not isinstance(layer, nn.Conv2d) or not weight.isfinite().all():
@@ -91,7 +91,7 @@ def _adjoint(layer: Layer, weight: Tensor, y: Tensor, shape: tuple[int, ...]) ->
 
 
 class _Rescaled(nn.Module):
-    """Parametrisation ``beta * W / sigma(W)``; power iteration goes on in train mode only."""
+    """Parametrisation ``beta * W / sigma(W)``; power iteration advances in train mode only."""
 
     u: Tensor
     v: Tensor
@@ -125,7 +125,7 @@ class _Rescaled(nn.Module):
             return weight * (self.beta / (u * self._map(weight, v)).sum())
 
     def converged(self, weight: Tensor) -> Tensor:
-        """The rescaled weight with the exact sigma, plain."""
+        """The rescaled weight with the exact sigma, as a plain tensor."""
         layer = self._layer[0]
         sigma = operator_norm(layer, self.size, weight=weight) if self.by_operator else kernel_norm(weight)
         return (weight.detach().double() * (self.beta / sigma)).to(weight.dtype)
@@ -140,18 +140,18 @@ def rescaled(
     sigma: SigmaOf = "kernel",
     sizes: Mapping[nn.Module, Size] | None = None,
 ) -> Iterator[None]:
-    """Train each weight W as ``beta * W / sigma(W)``; on exit fold it into a plain weight, sigma converged.
+    """Train each weight W as ``beta * W / sigma(W)``; on exit fold it into a plain weight, with a converged sigma.
 
     Args:
         layers: Linear and convolution layers.
-        beta: Spectral norm that each weight gets; one whose norm is smaller grows.
-        iterations: Power iterations in each forward pass in train mode.
+        beta: Spectral norm that each weight gets; a weight with a smaller norm grows.
+        iterations: Number of power iterations in each forward pass in train mode.
         sigma: Norm of the kernel reshaped to [out, in * kh * kw], or of the convolution as an operator on its input.
         sizes: Height and width of each convolution's input, for the operator norm.
 
     Raises:
-        ValueError: On a weight of zeros, which no factor can rescale, one that its layer standardises, or a size that is
-            missing; nothing has changed then.
+        ValueError: On a weight of zeros, which no factor can rescale, a weight that its layer standardises, or a missing size;
+            nothing has changed then.
     """
     layers = list(layers)
     for layer in layers:
@@ -191,8 +191,8 @@ def plain_state_dict(model: nn.Module, *, converged: bool = True) -> dict[str, T
     """State of ``model`` as it is without parametrisations: plain weights under their plain names.
 
     Args:
-        model: With or without rescaled weights.
-        converged: Compute each sigma exactly, as on folding, rather than with the running power iteration.
+        model: Model with or without rescaled weights.
+        converged: Compute each sigma exactly, as when folding, rather than with the running power iteration.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -213,12 +213,12 @@ def plain_state_dict(model: nn.Module, *, converged: bool = True) -> dict[str, T
 
 @dataclass(frozen=True, kw_only=True)
 class LipschitzRow:
-    """How far one layer can stretch a difference of its inputs, in the 2-norm.
+    """Bound on how far one layer can stretch a difference of its inputs, in the 2-norm.
 
     Args:
         name: Name of the layer.
         kernel_norm: Spectral norm of the weight reshaped to [out, in * kh * kw]; None for batch norm.
-        operator_norm: Of the layer as a linear map; None for batch norm.
+        operator_norm: Spectral norm of the layer as a linear map; None for batch norm.
         batch_norm: Largest |weight| / sqrt(variance + eps) with the stored variance; None for other layers.
     """
 
@@ -241,7 +241,7 @@ def lipschitz_table(layers: Mapping[str, nn.Module], sizes: Mapping[nn.Module, S
     Batch norm counts: it can undo what a bound on the weights does.
 
     Args:
-        layers: By name; others than these three kinds are left out.
+        layers: Layers by name; kinds other than these three are left out.
         sizes: Height and width of each convolution's input, in pixels.
 
     Raises:
@@ -263,7 +263,7 @@ def lipschitz_table(layers: Mapping[str, nn.Module], sizes: Mapping[nn.Module, S
 def lipschitz_product(rows: Iterable[LipschitzRow]) -> float:
     """Product of the factors.
 
-    It bounds a chain of these layers and of activations that do not expand, e.g. ReLU, in eval mode. Layers side by side are no
+    It bounds a chain of these layers and of activations that do not expand, e.g. ReLU, in eval mode. Parallel layers are not a
     chain: a residual sum is bounded by the sum of its branches (shortcut 1, or its convolution), not by their product.
     """
     return math.prod(row.factor for row in rows)

@@ -17,16 +17,16 @@ def plain_state(model: Classifier) -> dict[str, Tensor]:
 
 
 def round_weights(model: Classifier, dtype: torch.dtype) -> None:
-    """Round the weights to those that a file of another dtype can hold, and have them stored so; the model computes as before.
+    """Round the weights to those that a file of another dtype can hold, and store them so; the model computes as before.
 
-    What is measured afterwards is what the file holds.
+    Measurements made afterwards then apply to the weights in the file.
 
     Args:
-        model: Its weights are rounded in place.
-        dtype: "torch.float16", say.
+        model: Model whose weights are rounded in place.
+        dtype: Dtype of the file, e.g. ``torch.float16``.
 
     Raises:
-        ValueError: If a weight is too large for it; the weights are as before then.
+        ValueError: If a weight is too large for the dtype; the weights are unchanged then.
     """
     rounded = {name: tensor.to(dtype) for name, tensor in model.backbone.state_dict().items() if tensor.is_floating_point()}
     if large := [name for name, tensor in rounded.items() if not torch.isfinite(tensor).all()]:
@@ -36,7 +36,7 @@ def round_weights(model: Classifier, dtype: torch.dtype) -> None:
 
 
 def stored_dtype(state: dict[str, Tensor]) -> torch.dtype:
-    """Of the weights in a file; float32 where they are of several dtypes."""
+    """Dtype of the weights in a file; float32 if they have several dtypes."""
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
@@ -47,12 +47,12 @@ def weights_bytes(model: Classifier) -> bytes:
 
 
 def weights_sha256(model: Classifier) -> str:
-    """Of ``model.safetensors``, as a report names the weights that it is about."""
+    """Hash of ``model.safetensors``, by which a report names the weights that it is about."""
     return hashlib.sha256(weights_bytes(model)).hexdigest()
 
 
 def content_hash(tensors: Mapping[str, Tensor], record: str = "") -> str:
-    """Of names, types, shapes and values, and of a record that goes with them; whatever the order, device and layout."""
+    """Hash of names, types, shapes and values, and of a record that goes with them, regardless of order, device and layout."""
     digest = hashlib.sha256(record.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -26,8 +26,8 @@ class APGD(Attack):
 
     Args:
         steps: Number of gradient steps.
-        loss: Cross-entropy, the margin between logits, or their difference ratio (DLR).
-        restarts: Runs from other starts, each next one only on the images that are not broken yet.
+        loss: Loss to maximise: cross-entropy, the margin between logits, or their difference ratio (DLR).
+        restarts: Number of runs from other starts, each on the images that are not broken yet.
 
     Raises:
         ValueError: On values out of range, beside what :class:`Attack` raises.
@@ -66,8 +66,8 @@ class APGDT(Attack):
 
     Args:
         steps: Number of gradient steps for each target.
-        num_targets: Wrong classes to try; all of them where there are fewer.
-        restarts: Runs from other starts for each target.
+        num_targets: Number of wrong classes to try; all of them if there are fewer.
+        restarts: Number of runs from other starts for each target.
 
     Raises:
         ValueError: On values out of range, beside what :class:`Attack` raises.
@@ -114,7 +114,7 @@ def climb(
 
     Args:
         losses: Functions of logits [B', K] and the positions [B'] of their images in the batch, to losses [B'].
-        until_broken: An image that is misclassified leaves with that point.
+        until_broken: Whether an image stops at the first point where it is misclassified.
 
     Shape:
         [B, C, H, W] -> [B, C, H, W].
@@ -162,12 +162,12 @@ class _Climbers:
     """Images on their way up, each with a state of its own.
 
     Args:
-        rows: Their positions in the batch.
+        rows: Positions of the images in the batch.
         height: Loss at the iterate.
         best_height: Highest loss so far, at ``best``.
         checked_height: Highest loss at the last checkpoint.
-        rises: Steps since then on which the loss rose.
-        halved: Whether the step size was halved there.
+        rises: Number of steps since the last checkpoint on which the loss rose.
+        halved: Whether the step size was halved at the last checkpoint.
     """
 
     rows: Tensor
@@ -207,7 +207,7 @@ class _Climbers:
         self.best_gradient = torch.where(_each(higher), self.gradient, self.best_gradient)
 
     def check(self, interval: int) -> None:
-        """Halve the step size, and go on from the best point, where the loss rose too seldom or the best stayed the same."""
+        """Halve the step size and continue from the best point, where the loss rose too seldom or the best stayed the same."""
         stayed = ~self.halved & (self.best_height <= self.checked_height)
         self.halved = stayed | (self.rises < RISING * interval)
         self.step_size = torch.where(_each(self.halved), self.step_size / 2, self.step_size)

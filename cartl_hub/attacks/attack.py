@@ -1,4 +1,4 @@
-"""What an attack is, and the geometry that attacks share."""
+"""Base class of attacks, and the geometry that they share."""
 
 import math
 from abc import ABC, abstractmethod
@@ -45,13 +45,13 @@ class Attack(ABC):
     ) -> Tensor:
         """Perturb ``images`` against ``labels``.
 
-        The model is in eval mode meanwhile and no parameter gets a gradient.
+        Meanwhile the model is in eval mode and no parameter gets a gradient.
 
         Args:
-            model: Images in [0, 1] to logits.
-            images: Pixels in [0, 1].
+            model: Model from images in [0, 1] to logits.
+            images: Images with pixels in [0, 1].
             labels: True classes.
-            keys: One key per image for its random numbers (:func:`cartl_hub.randomness.image_keys`); by default drawn from
+            keys: Key of each image for its random numbers (:func:`cartl_hub.randomness.image_keys`); by default drawn from
                 torch's global generator.
             until_broken: Whether this is an evaluation: an image that is misclassified leaves the batch with that perturbation,
                 at once if it needs none; the others end with the perturbation of highest loss. For training (False) none
@@ -61,7 +61,7 @@ class Attack(ABC):
             images [B, C, H, W], labels [B], keys [B] -> [B, C, H, W] in [0, 1], detached.
 
         Raises:
-            ValueError: On images that aren't floats in [0, 1]; not where there are ``keys``, whose owner has seen the images.
+            ValueError: On images that aren't floats in [0, 1]; not checked with ``keys``, whose owner has checked the images.
         """
         images = images.detach()
         if keys is None:
@@ -82,15 +82,15 @@ class Attack(ABC):
         """The images after all steps; the model is in eval mode."""
 
     def search(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
-        """The worst images that were met, for images that the model classifies rightly."""
+        """The worst images found, for images that the model classifies correctly."""
         return self.perturb(model, images, labels, keys)
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:
-    """That images are floats in [0, 1], and that each has a class.
+    """Check that images are floats in [0, 1], and that each has a class.
 
     Raises:
-        ValueError: If not.
+        ValueError: If they aren't, or a class is missing.
     """
     if images.ndim != 4 or not images.is_floating_point() or not len(images):
         raise ValueError(
@@ -109,9 +109,9 @@ def input_gradient(
     """Gradient with respect to the pixels, with the losses and logits it came from.
 
     Args:
-        labels: What the loss takes beside logits, one entry per image.
-        loss: Logits [B, K] and labels [B] to losses [B]. They are summed, so that an image's gradient doesn't depend on its
-            batch.
+        labels: Second argument of the loss, one entry per image.
+        loss: Function of logits [B, K] and labels [B] to losses [B]. They are summed, so that an image's gradient doesn't depend
+            on its batch.
 
     Shape:
         [B, C, H, W] -> gradient [B, C, H, W], losses [B], logits [B, K].
@@ -126,7 +126,7 @@ def input_gradient(
 
 @torch.no_grad()
 def likely_targets(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, number: int) -> Tensor:
-    """Wrong classes of largest logit, in this order; all of them where there are fewer.
+    """Wrong classes of largest logit, in this order; all of them if there are fewer.
 
     Shape:
         [B, C, H, W], [B] -> [B, T].
@@ -136,16 +136,16 @@ def likely_targets(model: Callable[[Tensor], Tensor], images: Tensor, labels: Te
 
 
 class RandomSearch(Attack):
-    """The proposal of highest margin for each image, without a gradient."""
+    """Search for the proposal of highest margin for each image, without a gradient."""
 
     @property
     @abstractmethod
     def num_proposals(self) -> int:
-        """For each image."""
+        """Number of proposals for each image."""
 
     @abstractmethod
     def propose(self, images: Tensor, best: Tensor, keys: Tensor, number: int) -> Tensor:
-        """Images, their best proposals so far, keys of this query, and its number, to proposals: [B, C, H, W]."""
+        """Next proposals, from images, their best proposals so far, and the query's keys and number: [B, C, H, W]."""
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
         return self._best(model, images, labels, keys, until_broken=False)
@@ -207,7 +207,7 @@ def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def confine(images: Tensor, moved: Tensor, eps: float, norm: Norm) -> Tensor:
-    """What moved away from ``images``, back in the ball around them and in [0, 1]."""
+    """Bring points that moved away from ``images`` back into the ball around them and into [0, 1]."""
     return (images + project(moved - images, eps, norm)).clamp(0, 1)
 
 

@@ -25,7 +25,7 @@ class FABT(Attack):
 
     Args:
         steps: Number of gradient steps for each target.
-        num_targets: Wrong classes to try; all of them where there are fewer.
+        num_targets: Number of wrong classes to try; all of them if there are fewer.
 
     Raises:
         ValueError: On values out of range, beside what :class:`Attack` raises.
@@ -126,5 +126,5 @@ def onto_hyperplane(points: Tensor, weights: Tensor, change: Tensor, norm: Norm)
 
 
 def _lengths(delta: Tensor, norm: Norm) -> Tensor:
-    """[B, ...] -> [B]."""
+    """Length of each sample, [B, ...] -> [B]."""
     return delta.flatten(1).norm(p=torch.inf if norm == "Linf" else 2, dim=1)

@@ -47,7 +47,7 @@ class NFGSM(Attack):
     It is not projected: its images leave the ball by up to ``noise_factor`` times ``eps``.
 
     Args:
-        noise_factor: Half width of the uniform noise, in units of ``eps``.
+        noise_factor: Half-width of the uniform noise, in units of ``eps``.
 
     Raises:
         ValueError: On a norm other than Linf, a negative factor, or ``until_broken``, beside what :class:`Attack` raises.

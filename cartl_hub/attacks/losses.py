@@ -1,4 +1,4 @@
-"""What gradient attacks maximise, as functions of logits z and the true class y."""
+"""Losses that gradient attacks maximise, as functions of logits z and the true class y."""
 
 from typing import Literal, get_args
 
@@ -49,8 +49,8 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """``(z_t - z_y) / (z_1 - (z_3 + z_4) / 2)`` for a wrong class t (Croce and Hein, 2020).
 
-    Of three classes, z_2 and z_3 take the places of z_3 and z_4: z_3 alone would make the loss of the third class the constant
-    -1. For two classes there is no denominator.
+    With three classes, z_2 and z_3 take the places of z_3 and z_4: z_3 alone would make the loss of the third class the
+    constant -1. With two classes there is no denominator.
 
     Shape:
         [B, K], [B], [B] -> [B].

@@ -1,4 +1,4 @@
-"""Random noise: what an attack without a search breaks."""
+"""Random noise, an attack without a search."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ class Noise(RandomSearch):
     In Linf every second point is a corner of the ball, where each pixel is off by eps.
 
     Args:
-        samples: Points for each image.
+        samples: Number of points for each image.
 
     Raises:
-        ValueError: If there are none, beside what :class:`Attack` raises.
+        ValueError: If ``samples`` is below 1, beside what :class:`Attack` raises.
     """
 
     samples: int = 100

@@ -18,8 +18,8 @@ class PGD(Attack):
         step_size: Length of one step, in pixel units of [0, 1].
         steps: Number of gradient steps.
         random_start: Start from a uniform point of the ball instead of the image.
-        restarts: Runs from other starts, each next one only on the images that are not broken yet; one in training.
-        loss: Cross-entropy as in the paper, the margin between logits, or their difference ratio (DLR).
+        restarts: Number of runs from other starts, each on the images that are not broken yet; one in training.
+        loss: Loss to maximise: cross-entropy as in the paper, the margin between logits, or their difference ratio (DLR).
 
     Raises:
         ValueError: On values out of range, or restarts from the same start, beside what :class:`Attack` raises.

@@ -24,7 +24,7 @@ class Square(RandomSearch):
     in the paper; in the authors' code they never touch the last row and column.
 
     Args:
-        queries: Perturbations to try, the first one included.
+        queries: Number of perturbations to try, the first one included.
         p_init: Share of the pixels in the first squares, in (0, 1].
 
     Raises:
@@ -86,7 +86,7 @@ def tiles(images: Tensor, keys: Tensor, eps: float) -> Tensor:
 
 
 def two_squares(images: Tensor, best: Tensor, keys: Tensor, eps: float, share: float) -> Tensor:
-    """A bump is added in one square, with the length that another gives up and that is left up to eps."""
+    """Add a bump in one square, with the length that another gives up and that is left up to eps."""
     _, channels, height, width = images.shape
     side = max(round(math.sqrt(share * height * width)), 3)
     side = min(side + (side % 2 == 0), height, width)
@@ -130,13 +130,13 @@ def _signs(draws: Tensor) -> Tensor:
 
 
 def _offsets(draws: Tensor, side: int, extent: int) -> Tensor:
-    """Positions of pixels counted from the first one of a square, which is drawn, [B] -> [B, extent]; 0 to side - 1 inside."""
+    """Positions of pixels relative to the first one of a square, which is drawn, [B] -> [B, extent]; 0 to side - 1 inside."""
     first = (draws * (extent - side + 1)).long()
     return torch.arange(extent, device=draws.device) - first[:, None]
 
 
 def _inside(rows: Tensor, columns: Tensor, side: int) -> Tensor:
-    """[B, H], [B, W] -> [B, 1, H, W]."""
+    """Mask of the pixels inside a square, [B, H], [B, W] -> [B, 1, H, W]."""
     rows, columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 

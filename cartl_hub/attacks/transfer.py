@@ -1,4 +1,4 @@
-"""Perturbations that were found on another model."""
+"""Perturbations found on another model."""
 
 from dataclasses import dataclass, field
 
@@ -13,16 +13,16 @@ from .attack import Attack, Norm
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Attack):
-    """What ``attack`` makes of the images on another model, e.g. on a model with the same labels, or with
+    """Perturbations that ``attack`` finds on another model, e.g. on a model with the same labels, or with
     :class:`FeatureDistance` on the source that a model was fine-tuned from.
 
-    The attack runs to its end on the source, as what just breaks one model rarely breaks another. A white-box attack that
-    breaks fewer images says that the gradients of the attacked model are masked.
+    The attack runs to its end on the source, as what just breaks one model rarely breaks another. If a white-box attack
+    breaks fewer images, the gradients of the attacked model are masked.
 
     Args:
         source: Model that the perturbations are made on, on the device of the images.
-        source_name: What the report calls it, e.g. its id; the model itself is not part of a report.
-        attack: Gives the ball too.
+        source_name: Name of the source in the report, e.g. its id; the model itself is not part of a report.
+        attack: Attack to run on the source; its ball is the threat model.
 
     Raises:
         ValueError: In use, if the source has another number of classes than the attacked model.
@@ -65,7 +65,7 @@ class FeatureDistance(Attack):
         steps: Number of gradient steps.
 
     Raises:
-        ValueError: If there are none, or in use, if the model has no ``features``, beside what :class:`Attack` raises.
+        ValueError: If ``steps`` is below 1, or in use, if the model has no ``features``, beside what :class:`Attack` raises.
     """
 
     steps: int = 100

@@ -46,10 +46,10 @@ class Imported:
     """A checkpoint as a model of this package.
 
     Args:
-        model: Model in eval mode; where it came from is in its lineage.
+        model: Model in eval mode; its origin is in its lineage.
         format: Format of the checkpoint.
-        dropped: Each entry of the file that is no weight of the model, with the reason.
-        created: What the file lacks: step counters of batch norm, which PyTorch had not before 0.4.1.
+        dropped: Each entry of the file that isn't a weight of the model, with the reason.
+        created: Entries that the file lacks: step counters of batch norm, which PyTorch did not have before 0.4.1.
     """
 
     model: Classifier
@@ -95,7 +95,7 @@ def import_checkpoint(
     license: str | None = None,
     url: str | None = None,
 ) -> Imported:
-    """A robust checkpoint of another project as a model that takes images in [0, 1].
+    """Import a robust checkpoint of another project as a model that takes images in [0, 1].
 
     Each entry of the file is mapped, or listed with the reason why it isn't; weights become fp32. Formats:
 
@@ -107,30 +107,29 @@ def import_checkpoint(
     - timm: timm's names; ResNets are recognised, others need ``architecture``.
     - auto: found from the names. The WRNs of cartl and robustbench share theirs and have to be told apart.
 
-    A network that does more to its input than to subtract and divide by constants (MMA's: by each image's own), or does something
-    to its logits, isn't the one that comes out here: compare accuracies after the import.
+    A network that does more to its input than to subtract and divide by constants (MMA's: by each image's own), or that changes
+    its logits, isn't the one imported here: compare accuracies after the import.
 
     Args:
-        path: Safetensors, or what ``torch.save`` wrote; no code in a pickle is run.
-        format: What it was made with.
-        architecture: timm's name; found from the shapes where they show it, and checked against them.
-        model_args: Arguments of the architecture that weights don't show: ``negative_slope`` and ``convex_blocks`` of a WRN,
-            ``activated_shortcut`` of a PreActResNet.
+        path: Safetensors file, or a file that ``torch.save`` wrote; no code in a pickle is run.
+        format: Format of the file.
+        architecture: Name of the architecture in timm; inferred from the shapes if they show it, and checked against them.
+        model_args: Arguments of the architecture that can't be inferred from the weights: ``negative_slope`` and
+            ``convex_blocks`` of a WRN, ``activated_shortcut`` of a PreActResNet.
         num_classes: Expected number of classes; verified.
-        mean: Mean of the normalisation, for pixels in [0, 1], per channel; needed where the file holds none, checked where it
-            does.
-        std: Standard deviation, as ``mean``. 0 and 1 are for a network that takes [0, 1] itself.
+        mean: Mean of the normalisation, for pixels in [0, 1], per channel; needed if the file holds none, checked if it does.
+        std: Standard deviation, as ``mean``. A mean of 0 and a std of 1 are for a network that takes [0, 1] itself.
         input_size: Height and width of the input, in pixels; by default the architecture's, 32 or 224. Pictures are resized to
-            just cover it; where it isn't given, ImageNet's ResNets take the middle 224 pixels of 256, as their accuracies do.
+            just cover it; if it isn't given, ImageNet's ResNets take the middle 224 pixels of 256, as their accuracies do.
         label_names: Name of each class.
-        entry: Entry of the file that holds the weights, where several do, e.g. "last" or "best".
+        entry: Entry of the file that holds the weights, if several do, e.g. "last" or "best".
         norm: Norm of the threat model, for the lineage.
         eps: Radius of the threat model, in pixel units of [0, 1].
         license: License of the weights, e.g. "mit".
         url: Address of the file.
 
     Raises:
-        CheckpointError: If the file can't be read, has too much or too little, or doesn't show what isn't declared.
+        CheckpointError: If the file can't be read, has surplus or missing entries, or doesn't show what isn't declared.
         ValueError: On an unknown format, a threat model or an input size out of range, or arguments of the architecture that name
             weights.
     """
@@ -183,7 +182,7 @@ def import_checkpoint(
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Put the file's name before what is wrong with it."""
+    """Prefix an error with the file's name."""
     try:
         yield
     except CheckpointError as error:
@@ -328,7 +327,7 @@ def _build(
     license: str | None,
     torchvisions: bool,
 ) -> Classifier:
-    """The model, with weights of its initialisation; pictures are prepared as torchvision does it, or as timm does."""
+    """The model, with freshly initialised weights; pictures are prepared as torchvision does it, or as timm does."""
     classifier = network.shapes.get(f"{get_pretrained_cfg_value(name, 'classifier')}.weight")
     found = classifier[0] if classifier else num_classes
     if num_classes is not None and found != num_classes:
@@ -351,7 +350,7 @@ def _build(
 
 
 def _account(network: Network, constants: Sequence[tuple[str, str]], model: Classifier) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Why entries are dropped, and which counters have to be created.
+    """Reasons why entries are dropped, and the counters that have to be created.
 
     Raises:
         CheckpointError: On entries that are left over, missing, of another shape or type, or not finite: with all their names.

@@ -1,4 +1,4 @@
-"""How families of networks name their weights elsewhere, and what their shapes show."""
+"""Layouts: how families of networks name their weights elsewhere, and what their shapes show."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -17,15 +17,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a family of networks names its weights.
+    """Names that a family of networks gives its weights.
 
     Args:
-        name: For messages.
-        marker: A weight that each of them has. What comes before it in a file is the prefix of the network.
+        name: Name for messages.
+        marker: Name of a weight that each network has. What comes before it in a file is the prefix of the network.
         modules: Layers that tell the family from others with the same marker.
-        rename: Their name to ours; None for one that isn't theirs.
-        infer: Shapes by our names to the architecture, None if they are of none, and to those of its arguments that they show.
-        unused: Beginning of weights that the forward pass never reads.
+        rename: Function from their name to ours; None for a name that isn't theirs.
+        infer: Function from shapes by our names to the architecture, None if there is none, and to the arguments that they show.
+        unused: Beginning of the names of weights that the forward pass never reads.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Layout:
 def _renaming(
     block: str, ours: str, shift: int, inside: Mapping[str, str], outside: Mapping[str, str]
 ) -> Callable[[str], str | None]:
-    """Renaming by tables.
+    """Make a function that renames by tables.
 
     Args:
         block: Pattern of a layer in a residual block: number of its stage, number in the stage, layer.
         ours: Our name of the block, with the two numbers to fill in.
-        shift: Added to the number of the stage.
-        inside: Layers of a block.
-        outside: The other layers.
+        shift: Number added to that of the stage.
+        inside: Names of the layers of a block.
+        outside: Names of the other layers.
     """
 
     def rename(name: str) -> str | None:
@@ -89,7 +89,7 @@ def _cifar_resnet(shapes: Shapes) -> tuple[str | None, dict[str, Any]]:
 
 
 def _resnet(shapes: Shapes) -> tuple[str | None, dict[str, Any]]:
-    """torchvision's. Those with a 3x3 stem don't show whether a pooling follows it."""
+    """Infer torchvision's ResNets. Those with a 3x3 stem don't show whether a pooling follows it."""
     large = shapes.get("conv1.weight", ())[2:] == (7, 7)
     return _resnet_name(shapes) if large else None, {}
 
@@ -115,7 +115,7 @@ def _resnet_name(shapes: Shapes) -> str | None:
 
 
 def _num_blocks(shapes: Shapes, stage: str, num_stages: int, first: int = 0) -> tuple[int, ...]:
-    """Blocks of each stage."""
+    """Number of blocks of each stage."""
     found = {match[0] for name in shapes if (match := re.match(rf"{stage}\d+\.\d+\.", name))}
     return tuple(sum(bool(re.match(rf"{stage}{first + index}\.", name)) for name in found) for index in range(num_stages))
 
@@ -195,7 +195,7 @@ _COPIES = (
 
 
 def original_name(name: str) -> str | None:
-    """First name of a weight, where this is a known second one."""
+    """First name of a weight, if this is a known second one."""
     for pattern, replacement in _COPIES:
         if re.search(pattern, name):
             return re.sub(pattern, replacement, name, count=1)
@@ -210,8 +210,8 @@ class Network:
     """A network in a state dict.
 
     Args:
-        layout: Its family.
-        prefix: What comes before its names.
+        layout: Layout of its family.
+        prefix: Prefix of its names.
         state: The whole state dict.
     """
 
@@ -221,13 +221,13 @@ class Network:
 
     @cached_property
     def mapped(self) -> dict[str, str]:
-        """Our names to those in the state dict."""
+        """Mapping from our names to those in the state dict."""
         own = {name: self.layout.rename(name[len(self.prefix) :]) for name in self.state if name.startswith(self.prefix)}
         return {new: old for old, new in own.items() if new is not None}
 
     @cached_property
     def shapes(self) -> Shapes:
-        """By our names."""
+        """Shapes by our names."""
         return {new: tuple(self.state[old].shape) for new, old in self.mapped.items()}
 
     @cached_property
@@ -241,12 +241,12 @@ def recognise(state: Mapping[str, Tensor], architecture: str | None, model_args:
     """The network in a state dict.
 
     Args:
-        state: With any prefix.
-        architecture: For weights with timm's names.
-        model_args: Its arguments.
+        state: State dict, with any prefix.
+        architecture: Name of the architecture, for weights with timm's names.
+        model_args: Arguments of the architecture.
 
     Raises:
-        CheckpointError: If there is none that is known, or there are several.
+        CheckpointError: If no known network is found, or several are.
     """
     found = _foreign(state)
     if architecture is not None and timm.is_model(architecture):
@@ -305,7 +305,7 @@ def created(create: Callable[..., Any], architecture: str, model_args: Mapping[s
 
 
 def _prefix(state: Mapping[str, Tensor], marker: str) -> str | None:
-    """What comes before the marker; None where it isn't there."""
+    """Part of the names before the marker; None if it isn't there."""
     prefixes = [name.removesuffix(marker) for name in state if is_at(name, marker)]
     own = [prefix for prefix in prefixes if "attacker" not in prefix.split(".")]
     if prefixes and len(own) != 1:
@@ -315,5 +315,5 @@ def _prefix(state: Mapping[str, Tensor], marker: str) -> str | None:
 
 
 def is_at(name: str, ending: str) -> bool:
-    """Whether a name ends so, with whole parts."""
+    """Whether a name ends with ``ending``, in whole parts."""
     return name == ending or name.endswith("." + ending)

@@ -1,4 +1,4 @@
-"""From a foreign file to a state dict, without running what is in the file."""
+"""Reads a foreign file into a state dict, without running code in the file."""
 
 import argparse
 import pickletools
@@ -40,11 +40,11 @@ class CheckpointError(ValueError):
 def read_file(path: Path) -> Any:
     """Content of a checkpoint: tensors and plain values.
 
-    What the robustness library writes with ``dill`` needs no ``dill`` to be read: like ``pickle`` it writes the name of what can
-    be imported. A checkpoint that holds a function or a class of a script is refused, as any other that names code.
+    Files that the robustness library writes with ``dill`` need no ``dill`` to be read: like ``pickle`` it writes the name of what
+    can be imported. A checkpoint that holds a function or a class of a script is refused, like any other that names code.
 
     Args:
-        path: Safetensors, or what ``torch.save`` wrote.
+        path: Safetensors file, or a file that ``torch.save`` wrote.
 
     Raises:
         CheckpointError: If it is something else, damaged, or names code; nothing of it was run then.
@@ -96,7 +96,7 @@ def _damaged_record(path: Path) -> str | None:
 
 
 def _globals(path: Path) -> list[str]:
-    """What a plain pickle imports, found without running it: torch's reader stops at other things before it gets there."""
+    """Imports of a plain pickle, found without running it: torch's reader stops at other things before it gets there."""
     names: list[str] = []
     strings: list[str] = []
     try:
@@ -114,11 +114,11 @@ def _globals(path: Path) -> list[str]:
 
 
 def find_weights(loaded: Any, entry: str | None) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in the content of a checkpoint, and the names of what lies beside it.
+    """The state dict in the content of a checkpoint, and the names of the other entries.
 
     Args:
-        loaded: A state dict, or a dict with one among its values.
-        entry: Key of the state dict, where there are several.
+        loaded: State dict, or a dict with one among its values.
+        entry: Key of the state dict, if there are several.
 
     Raises:
         CheckpointError: If there is none, there are several, or it holds more than dense, plain weights.
@@ -147,7 +147,7 @@ def find_weights(loaded: Any, entry: str | None) -> tuple[dict[str, Tensor], lis
 
 
 def _entries(loaded: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
-    """Dicts with weights among the values; where there are none, those one level deeper, as "outer.inner"."""
+    """Dicts with weights among the values; if there are none, those one level deeper, as "outer.inner"."""
     level = {str(name): value for name, value in loaded.items() if isinstance(value, Mapping)}
     for _ in range(_DEEPEST):
         if found := {name: value for name, value in level.items() if _most_dims(value) > 0}:
@@ -158,7 +158,7 @@ def _entries(loaded: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
 
 
 def _kind(name: Any, value: Any) -> str:
-    """What makes an entry no weight."""
+    """Reason why an entry isn't a weight."""
     if not isinstance(name, str):
         return f"a name of type {type(name).__name__}"
     if not isinstance(value, Tensor):
@@ -171,12 +171,12 @@ def _kind(name: Any, value: Any) -> str:
 
 
 def _most_dims(values: Mapping[Any, Any]) -> int:
-    """Of any tensor in it: those of a measurement are few."""
+    """Largest number of dimensions of any tensor in it: those of a measurement have few."""
     return max((value.ndim for value in values.values() if isinstance(value, Tensor)), default=0)
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    """A dense tensor of which the file holds each number: an expanded one would take its memory only when it is used."""
+    """Whether it is a dense tensor with all its numbers in the file: an expanded one would take memory only when used."""
     if not isinstance(name, str) or not isinstance(value, Tensor) or value.device.type != "cpu":
         return False
     if value.layout is not torch.strided or value.is_quantized:

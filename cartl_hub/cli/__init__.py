@@ -1,4 +1,4 @@
-"""The command line, thin over the same functions; what needs torch is imported when a command runs."""
+"""The command line, a thin layer over the same functions; modules that need torch are imported when a command runs."""
 
 import logging
 import sys
@@ -40,7 +40,7 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: errors that a user can mend are one line on stderr and exit code 2."""
+    """Entry point: errors that a user can fix are one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()

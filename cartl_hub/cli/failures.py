@@ -1,4 +1,4 @@
-"""What is said when a command ends early."""
+"""Messages for a command that ends early."""
 
 import shlex
 import sysconfig
@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).parents[1].resolve()
 
 
 def interrupted(arguments: list[str]) -> str:
-    """What was kept, and the command that goes on."""
+    """Message on what was kept, and the command that resumes."""
     command, again = (arguments or [""])[0], shlex.join(["cartl-hub", *arguments])
     if command == "evaluate":
         if any(argument.partition("=")[0] == "--resume" for argument in arguments):
@@ -22,7 +22,7 @@ def interrupted(arguments: list[str]) -> str:
 
 
 def place(error: BaseException) -> str:
-    """Where in somebody else's code an error, or what caused it, arose, such as a model of module:function; nothing where it is
+    """Place in somebody else's code where an error, or its cause, arose, such as a model of module:function; nothing if it is
     ours."""
     installed = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

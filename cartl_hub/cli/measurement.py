@@ -36,7 +36,7 @@ commands = typer.Typer(rich_markup_mode="markdown")
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(help="Model folder, bundled id, Hub id, name of a timm model, or module:function that makes a module."),
+        typer.Argument(help="Model folder, bundled id, Hub id, name of a timm model, or module:function that returns a module."),
     ],
     data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id; its test split is used.")],
     norm: Annotated[NormName, typer.Option(help="Norm of the attacks; Linf also runs PGD-20 in L2.")] = NormName.linf,
@@ -49,14 +49,14 @@ def evaluate(
     strength: StrengthOption = Strength.standard,
     checks: Checks = True,
     curve: Curve = None,
-    budget: Annotated[float | None, typer.Option(help="Minutes it may take; the report says what was left out.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Time limit in minutes; the report says what was left out.")] = None,
     fail_under: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Exit code 1 if robust accuracy is below this share.", rich_help_panel=RESULT),
     ] = None,
     num_images: NumImages = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="module:function: height and width of its input.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 128,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Height and width of the input, for module:function.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images per forward pass.")] = 128,
     device: Device = None,
     seed: Seed = 0,
     image_column: ImageColumn = None,
@@ -70,8 +70,8 @@ def evaluate(
 ) -> None:
     """Measure clean and robust accuracy of a model; write report.json, report.html and pictures.
 
-    Where the data have no test split, the images are measured that were set aside when the model was trained on them; if it was
-    not, all images. Exit code 1 says that a check failed, or that robust accuracy is below --fail-under.
+    Without a test split, the images that were set aside when the model was trained on the data are measured; if it was not, all
+    images. Exit code 1 says that a check failed, or that robust accuracy is below --fail-under.
     """
     from .. import Budget, DataArguments, default_attacks, load_test_split
     from .. import evaluate as measure
@@ -121,7 +121,7 @@ def evaluate(
 
 
 def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]:
-    """A model in eval mode, its image policy, label names and lineage, and what a report says of it."""
+    """A model in eval mode, its image policy, label names and lineage, and its description for a report."""
     from .. import Classifier, ImagePolicy
     from ..finetuner import open_source
 
@@ -163,7 +163,7 @@ def _any_model(name: str, image_size: int | None) -> tuple[Any, Any, Any, dict[s
 def compare(
     reports: Annotated[
         list[str],
-        typer.Argument(help="Folders with reports, bundled ids or Hub ids; the first is what the others are compared with."),
+        typer.Argument(help="Folders with reports, bundled ids or Hub ids; the others are compared with the first."),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("comparison"),
 ) -> None:
@@ -179,7 +179,7 @@ def compare(
 
 
 def _report(name: str) -> "Report":
-    """In a folder, or that of a model."""
+    """Report in a folder, or that of a model."""
     from .. import Report
     from ..folder import read_report
     from ..hub import find_model
@@ -201,16 +201,18 @@ def explain(
     data: Annotated[str, typer.Argument(help="Folder of images, parquet file or folder, or Hub id.")],
     against: Annotated[
         list[str] | None,
-        typer.Option(help="Another model, to stand beside it; may be given more than once."),
+        typer.Option(help="Another model, to show alongside; may be given more than once."),
     ] = None,
-    num_images: Annotated[int, typer.Option(min=1, help="Test images, drawn at random; eight of them are shown.")] = 100,
-    top: Annotated[int, typer.Option(min=1, help="Most influential training images to show for each.")] = 5,
-    train_images: Annotated[int, typer.Option(min=2, help="Training images, drawn at random.")] = 5000,
+    num_images: Annotated[
+        int, typer.Option(min=1, help="Number of test images, drawn at random; eight of them are shown.")
+    ] = 100,
+    top: Annotated[int, typer.Option(min=1, help="Number of most influential training images to show for each.")] = 5,
+    train_images: Annotated[int, typer.Option(min=2, help="Number of training images, drawn at random.")] = 5000,
     refit: Annotated[
         bool, typer.Option("--refit", help="Fit the classifiers to these training images first, to convergence.")
     ] = False,
-    weight_decay: Annotated[float, typer.Option(min=0, help="Of the classifier's training loss.")] = 5e-4,
-    damping: Annotated[float, typer.Option(min=0, help="Added to the diagonal of the Hessian.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Weight decay in the classifier's training loss.")] = 5e-4,
+    damping: Annotated[float, typer.Option(min=0, help="Number added to the diagonal of the Hessian.")] = 0.0,
     device: Device = None,
     seed: Seed = 0,
     image_column: ImageColumn = None,
@@ -219,7 +221,7 @@ def explain(
     report: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the model's report: its page, with the explanation in it, goes into --output.", rich_help_panel=RESULT
+            help="Folder of the model's report: its page, with the explanation added, goes into --output.", rich_help_panel=RESULT
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the explanation.", rich_help_panel=RESULT)] = Path("explain"),
@@ -264,7 +266,7 @@ def explain(
 
 
 def _shown_names(given: list[str], models: list[Any]) -> list[str]:
-    """A model in a folder is known by its own name, where no other has the same; the rest as they were typed."""
+    """Names to show: a model in a folder has its own name, if no other has the same; the rest are shown as typed."""
     if len(set(given)) < len(given):
         raise typer.BadParameter(f"expected different models, got {', '.join(given)}; leave out what is there twice.")
     own = [model.lineage.get("name") if Path(name).is_dir() else None for name, model in zip(given, models, strict=True)]
@@ -276,9 +278,9 @@ def _shown_names(given: list[str], models: list[Any]) -> list[str]:
 def predict(
     model: Annotated[str, typer.Argument(help="Model folder, id of a bundled model, or Hub id.")],
     files: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.", exists=True)],
-    top: Annotated[int, typer.Option(min=1, help="Classes to print for each.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to print for each.")] = 3,
 ) -> None:
-    """Name what is in pictures."""
+    """Classify pictures."""
     from PIL import Image
 
     from .. import load_model

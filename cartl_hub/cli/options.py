@@ -1,4 +1,4 @@
-"""Options that several commands have, and what their words mean."""
+"""Options that several commands share, and the meaning of their values."""
 
 import tempfile
 from enum import StrEnum
@@ -34,7 +34,7 @@ def fraction(text: str) -> float:
 
 METHOD, TRAINING, DATA, RESULT = "Method", "Training", "Data", "Result"  # panels of --help
 Device = Annotated[
-    str | None, typer.Option(help="Where to run, such as cuda:1, mps or cpu; by default a CUDA device where there is one.")
+    str | None, typer.Option(help="Device to run on, such as cuda:1, mps or cpu; by default a CUDA device if there is one.")
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Column with the pictures; detected automatically.", rich_help_panel=DATA)]
 LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels; detected automatically.", rich_help_panel=DATA)]
@@ -44,12 +44,14 @@ DataId = Annotated[
 ]
 NumImages = Annotated[
     int | None,
-    typer.Option(min=1, help="Test images of the report, each class in proportion; by default all.", rich_help_panel=RESULT),
+    typer.Option(
+        min=1, help="Number of test images for the report, each class in proportion; by default all.", rich_help_panel=RESULT
+    ),
 ]
 StrengthOption = Annotated[
     Strength,
     typer.Option(
-        help="quick: FGSM and PGD-20, in Linf and L2; standard: also PGD-100 and a short APGD-T; full: also AutoAttack's.",
+        help="Attacks. quick: FGSM and PGD-20, in Linf and L2; standard: also PGD-100, a short APGD-T; full: also AutoAttack's.",
         rich_help_panel=RESULT,
     ),
 ]
@@ -81,7 +83,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 
 
 def settings(texts: list[str] | None, groups: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """What --set says, by the part of the settings and the name in it."""
+    """Values of --set, by the part of the settings and the name in it."""
     import yaml
 
     found: dict[str, dict[str, Any]] = {group: {} for group in groups}
@@ -106,7 +108,7 @@ def is_given(context: typer.Context, name: str) -> bool:
 
 
 def check_folder(path: Path) -> None:
-    """That reports can be written there, before anything is measured for them."""
+    """Check that reports can be written there, before anything is measured for them."""
     if path.exists() and not path.is_dir():
         raise typer.BadParameter(f"expected a folder for the output, got the file {path}.")
     made = not path.exists()
@@ -121,12 +123,12 @@ def check_folder(path: Path) -> None:
 
 
 def wants_curve(curve: bool | None, strength: Strength) -> bool:
-    """What --curve says, or else the strength."""
+    """Whether to measure the curve: as --curve says, or else by the strength."""
     return strength is not Strength.quick if curve is None else curve
 
 
 def open_device(name: str | None) -> Any:
-    """A device, once a tensor could be put there."""
+    """Open a device, checking that a tensor can be put there."""
     import torch
 
     from ..processes import default_device

@@ -38,18 +38,18 @@ class TableName(StrEnum):
 
 @commands.command(epilog="Example: cartl-hub reproduce cases --only fdm4 --dry-run")
 def reproduce(
-    table: Annotated[TableName, typer.Argument(help="Which table.")],
+    table: Annotated[TableName, typer.Argument(help="Table to run.")],
     plan: Annotated[
-        Path, typer.Option(help="Sources, target, cases, seeds and training; results go beside it.", dir_okay=False)
+        Path, typer.Option(help="Plan with sources, target, cases, seeds and training; results go beside it.", dir_okay=False)
     ] = Path("model_cards/results/plan.yaml"),
-    only: Annotated[str | None, typer.Option(metavar="PART", help="Only cells with this in their name.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="PART", help="Run only cells with this in their name.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; they share the cores.")] = 1,
-    runs: Annotated[Path, typer.Option(help="Folder of checkpoints and finished batches.")] = Path("runs/cells"),
-    page: Annotated[Path, typer.Option(help="Page that is written from all results.")] = Path("RESULTS.md"),
+    runs: Annotated[Path, typer.Option(help="Folder for checkpoints and finished batches.")] = Path("runs/cells"),
+    page: Annotated[Path, typer.Option(help="Page to write from all results.")] = Path("RESULTS.md"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and which are done; run none.")] = False,
     render: Annotated[bool, typer.Option("--render", help="Write the page from the results that are there; run none.")] = False,
 ) -> None:
-    """Run the papers' tables on a plan, and write them beside the papers' figures.
+    """Run the papers' tables on a plan, and show them alongside the papers' figures.
 
     A cell is a transfer and its measurement. Finished ones are left alone, interrupted ones resume.
     """
@@ -106,23 +106,23 @@ def sweep(
     sources: Annotated[list[str], typer.Argument(help="Sources; differences are from the last one.")],
     data: Annotated[str, typer.Option(help="Folder of images, parquet file or folder, or Hub id.")],
     blocks: Annotated[
-        str, typer.Option(help="Residual blocks that are trained; 0: the classifier, all: everything.")
+        str, typer.Option(help="Numbers of residual blocks to train; 0: the classifier, all: everything.")
     ] = "0,1,3,all",
     num_images: Annotated[
-        str, typer.Option(help="Numbers of target images; all: all of them.")
+        str, typer.Option(help="Numbers of target images to train on; all: all of them.")
     ] = "100,200,400,800,1600,3200,6400",
-    seeds: Annotated[str, typer.Option(help="Random seeds, of images, classifier and training.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(help="Random seeds for images, classifier and training.")] = "0,1,2",
     method: Annotated[SweptMethod, typer.Option(help="Transfer method.")] = SweptMethod.finetune,
-    beta: Annotated[float | None, typer.Option(help="neft: spectral norm of each trained weight; by default 0.4.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 150,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 128,
+    beta: Annotated[float | None, typer.Option(help="Spectral norm of each trained weight, for neft; by default 0.4.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of passes over the images.")] = 150,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images per step.")] = 128,
     lr: Annotated[float, typer.Option(help="Learning rate; a tenth of it after each third.")] = 0.1,
     validate_every: Annotated[int, typer.Option(min=1, help="Epochs between points of the curve against epochs.")] = 10,
     attack: Annotated[
         bool, typer.Option("--attack/--clean-only", help="Measure accuracy under PGD-20 too, which takes most of the time.")
     ] = True,
     test_images: Annotated[
-        int | None, typer.Option(min=1, help="Test images that are measured, stratified; by default all.")
+        int | None, typer.Option(min=1, help="Number of test images to measure, stratified; by default all.")
     ] = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -130,10 +130,12 @@ def sweep(
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the training images.")] = True,
     augment: Annotated[
         bool,
-        typer.Option("--augment/--no-augment", help="Crop and flip; without, what the frozen blocks give is computed once."),
+        typer.Option(
+            "--augment/--no-augment", help="Crop and flip; without it, the frozen blocks' outputs are computed only once."
+        ),
     ] = True,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; they share the cores.")] = 1,
-    output: Annotated[Path, typer.Option(help="Folder of results, tables and plots.")] = Path("runs/sweep"),
+    output: Annotated[Path, typer.Option(help="Folder for results, tables and plots.")] = Path("runs/sweep"),
     render: Annotated[bool, typer.Option("--render", help="Write the page from the results that are there; run none.")] = False,
 ) -> None:
     """Fine-tune sources at several depths on several numbers of images, and plot accuracy against both and against epochs.

@@ -59,7 +59,7 @@ class AttackName(StrEnum):
 
 
 class Statistics(StrEnum):
-    """Whose statistics batch norm in the frozen blocks uses."""
+    """Statistics that batch norm in the frozen blocks uses."""
 
     source = "source"
     target = "target"
@@ -90,62 +90,64 @@ def finetune(
     method: Annotated[MethodName, typer.Option(help="Transfer method.", rich_help_panel=METHOD)] = MethodName.neft,
     num_blocks: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Blocks to train, from the classifier; 0: the whole network (not NEFT).", rich_help_panel=METHOD
-        ),
+        typer.Option(min=0, help="Number of last blocks to train; 0: the whole network (not NEFT).", rich_help_panel=METHOD),
     ] = 4,
-    beta: Annotated[float, typer.Option(help="neft: spectral norm of each trained weight.", rich_help_panel=METHOD)] = 0.4,
+    beta: Annotated[float, typer.Option(help="Spectral norm of each trained weight, for neft.", rich_help_panel=METHOD)] = 0.4,
     convex_residual: Annotated[
         bool,
         typer.Option(
-            "--convex-residual", help="neft: convex residual sums, as part of the architecture.", rich_help_panel=METHOD
+            "--convex-residual", help="Use convex residual sums, as part of the architecture, for neft.", rich_help_panel=METHOD
         ),
     ] = False,
-    weight: Annotated[float, typer.Option(help="lwf: weight of the feature distance.", rich_help_panel=METHOD)] = 0.005,
-    trades_weight: Annotated[float, typer.Option(help="trades: weight of the divergence.", rich_help_panel=METHOD)] = 6.0,
+    weight: Annotated[float, typer.Option(help="Weight of the feature distance, for lwf.", rich_help_panel=METHOD)] = 0.005,
+    trades_weight: Annotated[float, typer.Option(help="Weight of the divergence, for trades.", rich_help_panel=METHOD)] = 6.0,
     attack: Annotated[
-        AttackName, typer.Option(help="adversarial, trades: training attack.", rich_help_panel=METHOD)
+        AttackName, typer.Option(help="Training attack, for adversarial and trades.", rich_help_panel=METHOD)
     ] = AttackName.pgd,
     eps: Annotated[
         float,
         typer.Option(
             parser=fraction,
             metavar="RADIUS",
-            help="adversarial, trades: Linf radius of the training attack.",
+            help="Linf radius of the training attack, for adversarial and trades.",
             rich_help_panel=METHOD,
         ),
     ] = "8/255",  # type: ignore[assignment]
     adversarial_share: Annotated[
         float | None,
         typer.Option(
-            help="adversarial: share of the images whose adversarial versions are added to the clean ones; by default "
+            help="Share of the images whose adversarial versions are added to the clean ones, for adversarial; by default "
             "adversarial images alone.",
             rich_help_panel=METHOD,
         ),
     ] = None,
     extractor_statistics: Annotated[
-        Statistics, typer.Option(help="Batch norm of the frozen blocks.", rich_help_panel=METHOD)
+        Statistics, typer.Option(help="Batch-norm statistics in the frozen blocks.", rich_help_panel=METHOD)
     ] = Statistics.source,
     submodel_affine: Annotated[
-        Affine, typer.Option(help="Batch norm of the trained blocks.", rich_help_panel=METHOD)
+        Affine, typer.Option(help="Batch-norm affine maps in the trained blocks.", rich_help_panel=METHOD)
     ] = Affine.trained,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.", rich_help_panel=TRAINING)] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of passes over the data.", rich_help_panel=TRAINING)] = 20,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps instead of epochs, for a stream.", rich_help_panel=TRAINING)
+        int | None, typer.Option(min=1, help="Number of steps, instead of epochs, for a stream.", rich_help_panel=TRAINING)
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step over all processes.", rich_help_panel=TRAINING)] = 128,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Number of images per step over all processes.", rich_help_panel=TRAINING)
+    ] = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 0.02,
     flip: Annotated[
         bool, typer.Option(help="Mirror half of the images; wrong for digits and text.", rich_help_panel=TRAINING)
     ] = True,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_panel=TRAINING)] = "auto",
+    precision: Annotated[str, typer.Option(help="Precision: auto, fp32 or bf16.", rich_help_panel=TRAINING)] = "auto",
     cache: Annotated[
-        bool, typer.Option("--cache", help="Compute once what the frozen blocks give.", rich_help_panel=TRAINING)
+        bool, typer.Option("--cache", help="Compute the frozen blocks' outputs only once.", rich_help_panel=TRAINING)
     ] = False,
     cache_views: Annotated[
         int,
         typer.Option(
-            min=0, help="--cache: augmented views of each image, in turn; 0: the images as they are.", rich_help_panel=TRAINING
+            min=0,
+            help="Augmented views of each image, in turn, for --cache; 0: the images as they are.",
+            rich_help_panel=TRAINING,
         ),
     ] = 8,
     changes: Set = None,
@@ -156,7 +158,7 @@ def finetune(
     data_id: DataId = None,
     train_images: Annotated[
         int | None,
-        typer.Option(min=1, help="Train on this number of images, stratified; fewer lie among more.", rich_help_panel=DATA),
+        typer.Option(min=1, help="Train on this number of images, stratified; smaller sets lie in larger.", rich_help_panel=DATA),
     ] = None,
     train_share: Annotated[
         float | None, typer.Option(help="Train on this share of the images, in (0, 1].", rich_help_panel=DATA)
@@ -184,10 +186,11 @@ def finetune(
     ] = None,
     push_to: Annotated[
         str | None,
-        typer.Option(help="Publish as org/name on the Hub; the token is checked first.", rich_help_panel=RESULT),
+        typer.Option(help="Repository to publish to on the Hub, org/name; the token is checked first.", rich_help_panel=RESULT),
     ] = None,
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="--push-to: of a new repository.", rich_help_panel=RESULT)
+        bool | None,
+        typer.Option("--private/--public", help="Visibility of a new repository, for --push-to.", rich_help_panel=RESULT),
     ] = None,
 ) -> None:
     """Fine-tune a source on your images, measure clean and robust accuracy, write a model folder.
@@ -281,7 +284,7 @@ def finetune(
 
 
 def _refuse_options_of_other_methods(context: typer.Context, method: MethodName) -> None:
-    """An option that the method does not have would have no effect."""
+    """Refuse options that the method does not have, as they would have no effect."""
     of_methods = {
         "num_blocks": (MethodName.neft, MethodName.finetune, *ATTACKED),
         "beta": (MethodName.neft,),

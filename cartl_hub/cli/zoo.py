@@ -28,9 +28,9 @@ class CheckpointFormat(StrEnum):
 
 @commands.command(epilog="Example: cartl-hub pretrain model_cards/wrn16_2.fdm4_cifar100/recipe.yaml")
 def pretrain(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, or the folder it lies in.", exists=True)],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, or the folder that contains it.", exists=True)],
     folder: Annotated[
-        Path | None, typer.Option(help="Where the model goes; by default beside the recipe.", rich_help_panel=RESULT)
+        Path | None, typer.Option(help="Folder for the model; by default beside the recipe.", rich_help_panel=RESULT)
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/ and the recipe's id.", rich_help_panel=RESULT)
@@ -90,7 +90,7 @@ def blocks(
 
 
 def _show_norms(name: str, model: "Classifier") -> None:
-    """Bounds of all layers, by block."""
+    """Show bounds of all layers, by block."""
     from rich.table import Table
 
     from .. import list_blocks
@@ -111,17 +111,17 @@ def _show_norms(name: str, model: "Classifier") -> None:
 
 @commands.command(epilog="Example: cartl-hub sources --hub --author my_org")
 def sources(
-    hub: Annotated[bool, typer.Option("--hub", help="Look on the Hub too.")] = False,
+    hub: Annotated[bool, typer.Option("--hub", help="List models on the Hub too.")] = False,
     author: Annotated[str | None, typer.Option(help="User or organisation on the Hub.")] = None,
-    search: Annotated[str | None, typer.Option(help="Part of the name.")] = None,
+    search: Annotated[str | None, typer.Option(help="Part of the model's name.")] = None,
     recipes: Annotated[bool, typer.Option("--recipes", help="Also list recipes whose models aren't trained yet.")] = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of the README, or with --recipes that of model_cards.")
     ] = False,
 ) -> None:
-    """List the models that came with the package, and those on the Hub, with what was measured of them.
+    """List the models that came with the package, and those on the Hub, with their measured accuracies.
 
-    "recipe only": not trained yet; `cartl-hub pretrain` makes it.
+    "recipe only": not trained yet; `cartl-hub pretrain` trains it.
     """
     from rich.table import Table
     from rich.text import Text
@@ -171,17 +171,19 @@ def sources(
 @commands.command(epilog="Example: cartl-hub publish runs/my_model/model --to my_org/wrn16_2.neft4_photos --dry-run")
 def publish(
     folder: Annotated[Path, typer.Argument(help="Model folder.", exists=True, file_okay=False)],
-    to: Annotated[str, typer.Option(help="Repository on the Hub, org/name; made where it doesn't exist.")],
+    to: Annotated[str, typer.Option(help="Repository on the Hub, org/name; created if it doesn't exist.")],
     private: Annotated[
         bool | None,
-        typer.Option("--private/--public", help="A new repository; by default public, unless the organisation set otherwise."),
+        typer.Option(
+            "--private/--public", help="Visibility of a new repository; by default as the organisation set, else public."
+        ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch; made where it doesn't exist.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; created if it doesn't exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be sent.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be uploaded.")] = False,
 ) -> None:
-    """Put a model folder on the Hub in one commit: weights, config, report, pictures, card.
+    """Publish a model folder on the Hub in one commit: weights, config, report, pictures, card.
 
     The token is the one that `hf auth login` stored, or that of HF_TOKEN.
     """
@@ -215,31 +217,31 @@ def publish(
 )
 def import_(
     context: typer.Context,
-    checkpoint: Annotated[str, typer.Argument(help="File, or org/name/FILE on the Hub, or a recipe that names one, a .yaml.")],
+    checkpoint: Annotated[str, typer.Argument(help="File, or org/name/FILE on the Hub, or a recipe (.yaml) that names one.")],
     to: Annotated[
-        Path | None, typer.Option(help="Model folder; its name becomes the model's. Of a recipe by default models/ and its id.")
+        Path | None, typer.Option(help="Model folder; its name becomes the model's. For a recipe by default models/ and its id.")
     ] = None,
-    format: Annotated[CheckpointFormat, typer.Option(help="What made it.")] = CheckpointFormat.auto,
-    architecture: Annotated[str | None, typer.Option(help="timm's name; found from the shapes where they show it.")] = None,
+    format: Annotated[CheckpointFormat, typer.Option(help="Format of the checkpoint.")] = CheckpointFormat.auto,
+    architecture: Annotated[str | None, typer.Option(help="Name in timm; inferred from the shapes if they show it.")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="Expected number of classes; verified.")] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Mean of the normalisation, e.g. 0.49,0.48,0.45; 0 where there is none.")
+    mean: Annotated[str | None, typer.Option(help="Mean of the normalisation, e.g. 0.49,0.48,0.45; 0 if there is none.")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation of the normalisation; 1 if there is none.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the input in pixels; by default the architecture's.")
     ] = None,
-    std: Annotated[str | None, typer.Option(help="As --mean; 1 where there is none.")] = None,
-    input_size: Annotated[int | None, typer.Option(min=1, help="Side of the input in pixels; by default the usual.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the classes, separated by commas, or a file of lines.")] = None,
-    entry: Annotated[str | None, typer.Option(help="Which entry of the file, where several hold weights.")] = None,
+    entry: Annotated[str | None, typer.Option(help="Entry of the file to read, if several hold weights.")] = None,
     model_arg: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Argument of the network that weights don't show, e.g. negative_slope=0.1."),
+        typer.Option(metavar="NAME=VALUE", help="Argument of the network that can't be inferred, e.g. negative_slope=0.1."),
     ] = None,
     norm: Annotated[NormName | None, typer.Option(help="Norm of the threat model it was trained for.")] = None,
-    eps: Annotated[float | None, typer.Option(parser=fraction, metavar="RADIUS", help="Of the threat model.")] = None,
+    eps: Annotated[float | None, typer.Option(parser=fraction, metavar="RADIUS", help="Radius of the threat model.")] = None,
     license: Annotated[str | None, typer.Option(help="License of the weights, e.g. mit.")] = None,
-    url: Annotated[str | None, typer.Option(help="Where they came from.")] = None,
+    url: Annotated[str | None, typer.Option(help="Address that the weights came from.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag on the Hub.")] = None,
 ) -> None:
-    """Make a model folder of a robust checkpoint of another project; no code in it is run.
+    """Make a model folder from a robust checkpoint of another project; no code in it is run.
 
     Every entry of the file is mapped, or listed with the reason why it is not.
     """
@@ -303,7 +305,7 @@ def _model_args(pairs: list[str]) -> dict[str, Any]:
 
 
 def _refuse_another_model(folder: Path, sha256: str) -> None:
-    """What lies beside another model, its recipe and its losses, would be taken for this one's."""
+    """Refuse a folder of another model: its recipe and its losses would be taken for this one's."""
     from ..folder import CONFIG, read_config
 
     if (folder / CONFIG).exists():

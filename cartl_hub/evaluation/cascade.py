@@ -1,4 +1,4 @@
-"""Attacks in stages over all images, the cheapest first, each dear one on what the earlier ones left."""
+"""Attacks in stages over all images, the cheapest first, each expensive one on what the earlier ones left."""
 
 import logging
 import math
@@ -30,11 +30,11 @@ BAR = "{{desc}}{{percentage:3.0f}}%|{{bar}}| {{elapsed}} passed{left}{{postfix}}
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What an evaluation may take. It ends with the batch, or the check, in which the first of these is spent.
+    """Limits of an evaluation. It ends with the batch, or the check, in which the first of these is spent.
 
     Args:
         minutes: Wall time, over all runs that resumed it.
-        passes: Images that go through the evaluated model, with or without a gradient.
+        passes: Number of images that go through the evaluated model, with or without a gradient.
 
     Raises:
         ValueError: On a budget that isn't above 0, or passes that aren't whole.
@@ -55,15 +55,15 @@ class Budget:
 
 @dataclass(eq=False)
 class Stage:
-    """An attack, or clean images, and what came of them.
+    """An attack, or clean images, and the outcome.
 
     Args:
         key: Name of its files in the journal.
         name: Name to show.
-        attack: None for clean images.
-        entering: Images that it is for, bool [N]; None before it has begun.
+        attack: Attack of the stage; None for clean images.
+        entering: Images that the stage is for, bool [N]; None before it has begun.
         entries: Finished batches.
-        again: Second verdicts on what it broke.
+        again: Second verdicts on the images that it broke.
     """
 
     key: str
@@ -75,7 +75,7 @@ class Stage:
 
     @property
     def threat(self) -> str | None:
-        """E.g. "Linf 8/255"."""
+        """Threat model, e.g. "Linf 8/255"."""
         return None if self.attack is None else threat_text(self.attack.norm, self.attack.eps)
 
     @property
@@ -85,17 +85,17 @@ class Stage:
 
     @property
     def broken(self) -> np.ndarray:
-        """Images that it broke, bool [N]: by the first verdict and, where there is one, by the second."""
+        """Images that it broke, bool [N]: by the first verdict and, if there is one, by the second."""
         return _at(self.entries, self._num, lambda entry: entry.positions[entry.broken]) & ~self.unconfirmed
 
     @property
     def unconfirmed(self) -> np.ndarray:
-        """Images that the second verdict gave back, bool [N]."""
+        """Images whose break the second verdict did not confirm, bool [N]."""
         return _at(self.again, self._num, lambda entry: entry.positions[~entry.broken])
 
     @property
     def standing(self) -> np.ndarray:
-        """Images that it was for and did not break, bool [N]."""
+        """Surviving images: those that it was for and did not break, bool [N]."""
         assert self.entering is not None
         return self.entering & ~self.broken
 
@@ -130,7 +130,7 @@ def planned(attacks: Mapping[str, Attack]) -> list[Stage]:
 
 
 def planned_passes(attack: Attack | None) -> int:
-    """Passes of one image that stands to the end; 1 for attacks of an unknown kind."""
+    """Passes of one image that survives to the end; 1 for attacks of an unknown kind."""
     numbers = (getattr(attack, name, 1) for name in ("steps", "passes_per_step", "restarts", "num_targets", "queries", "samples"))
     return math.prod(numbers) if not isinstance(attack, Transfer) else planned_passes(attack.attack)
 
@@ -171,7 +171,7 @@ def lies_in(attack: Attack | None, norm: str, eps: float) -> bool:
 
 
 class _Found(NamedTuple):
-    """Of one batch: classes, where they are wrong, how many images left the threat model, and those that broke."""
+    """Outcome of one batch: classes, where they are wrong, how many images left the threat model, and those that broke."""
 
     predicted: Tensor
     broken: Tensor
@@ -207,16 +207,16 @@ class Cascade:
 
     @property
     def elapsed(self) -> float:
-        """Seconds up to now, over all runs."""
+        """Elapsed seconds, over all runs."""
         return self._before + time.perf_counter() - self._begun
 
     def run(self, stage: Stage, images: np.ndarray, *, always: bool = False, later: int = 0) -> None:
         """Run a stage on some images until they are done or the budget is spent, and judge what broke a second time.
 
         Args:
-            images: bool [N].
-            always: Whatever the budget.
-            later: Passes that other stages may take after this one, for the time left.
+            images: Images to run on, bool [N].
+            always: Run regardless of the budget.
+            later: Passes that other stages may take after this one, to estimate the time left.
         """
         stage.entering = images
         self.bar.set_description(stage.name, refresh=False)
@@ -263,7 +263,7 @@ class Cascade:
         shown: Stage | None = None,
         always: bool = True,
     ) -> None:
-        """Act on the positions that have no entry yet."""
+        """Process the positions that have no entry yet."""
         entries += self.journal.entries.get(key, [])
         self._show(shown, entries)
         done = torch.cat([entry.positions for entry in entries]) if entries else positions[:0]

@@ -31,11 +31,11 @@ def make_check(name: str, trial: Trial) -> Check:
 
 
 def second_verdict(unconfirmed: dict[str, int], num_verdicts: int, num_images: int) -> Check:
-    """How many images broke in the first verdict of an attack and not in the second.
+    """Count the images that broke in the first verdict of an attack and not in the second.
 
     Args:
         unconfirmed: Number of those images by attack.
-        num_verdicts: Second verdicts.
+        num_verdicts: Number of second verdicts.
     """
     comparisons = [share(f"not confirmed, {name}", count, num_images) for name, count in unconfirmed.items() if count]
     comparisons = comparisons or [Comparison(0.0, 0.0, {})]
@@ -56,7 +56,7 @@ def _judged(name: str, probe: Probe, comparisons: list[Comparison], num_images: 
 
 
 def chosen_checks(names: bool | Iterable[str] | None) -> tuple[str, ...]:
-    """All for True or None, none for False, or those that are named, in the order in which they are made.
+    """Names of the checks to make, in their order: all for True or None, none for False, otherwise those given.
 
     Raises:
         ValueError: If there is no such check.
@@ -91,13 +91,13 @@ def run_checks(
     Args:
         model: Model, as for :func:`cartl_hub.evaluate`.
         data: Test data, as for :func:`cartl_hub.evaluate`.
-        names: Some of the checks; all by default.
-        num_images: Images to make them on, evenly spaced; of a stream the first ones.
+        names: Names of the checks to make; all by default.
+        num_images: Number of images to make them on, evenly spaced; for a stream, the first ones.
         eps: Radius of the threat model, in pixel units of [0, 1]; by default 8/255 in Linf and 0.5 in L2.
         norm: Norm of the threat model.
-        transfer_source: Another model, whose adversarial images are tried on this one; by its logits where it has the same
+        transfer_source: Another model, whose adversarial images are tried on this one; by its logits if it has the same
             number of classes, otherwise by its ``features``.
-        batch_size: Images that are attacked at once.
+        batch_size: Number of images attacked at once.
         seed: Seed of the random starts.
         device: Device to run on; by default the model's. The model is moved back afterwards.
         progress: Show a progress bar.
@@ -129,7 +129,7 @@ def run_checks(
 
 
 def thresholds_table() -> str:
-    """The checks as Markdown, for the documentation."""
+    """Table of the checks in Markdown, for the documentation."""
     lines = ["| check | an honest model | flagged from | result |", "|---|---|---|---|"]
     for name, probe in (CHECKS | {"second-verdict": SECOND_VERDICT}).items():
         threshold = "spread outside 0.01 to 1,000" if name == "logit-range" else f"{100 * probe.threshold:g} % {probe.unit}"

@@ -1,4 +1,4 @@
-"""Data to measure on, however they are given."""
+"""Data to measure on, in any of the accepted forms."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ AnyTestData = Data | DataLoader | Dataset | tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """What a ``DataLoader`` gives, in its order.
+    """Images and labels of a ``DataLoader``, in its order.
 
     Args:
         loader: Loader of (images, labels), [B, C, H, W] and [B].
         label_names: Name of each class.
-        description: For the report.
-        positions: Positions of its images in the data set that they were sampled from, [N]; None where it gives all.
+        description: Description of the data for the report.
+        positions: Positions of its images in the data set that they were sampled from, [N]; None if it gives all.
     """
 
     loader: DataLoader
@@ -42,8 +42,8 @@ class Loaded:
             yield Drawn(images, labels.long(), indices, 0)
 
     def sample(self, num_images: int, stratified: bool) -> "Loaded | None":
-        """Some of the images: each class in proportion where that is asked for and the data set tells their classes without
-        reading them, otherwise evenly spaced. None for what can only be read from front to back, or in an order of its own."""
+        """Sample of the images: each class in proportion if requested and if the data set gives their classes without reading
+        them, otherwise evenly spaced. None for data that can only be read from front to back, or in their own order."""
         loader, dataset = self.loader, self.loader.dataset
         if not isinstance(loader.sampler, SequentialSampler) or loader.batch_size is None:
             return None
@@ -72,7 +72,7 @@ class Part:
     Args:
         data: The data set.
         positions: Positions of the images, [N].
-        description: For the report.
+        description: Description of the data for the report.
     """
 
     data: ImageData
@@ -90,12 +90,12 @@ class Part:
 
 
 def sampled(data: Any, num_images: int | None, *, stratified: bool = True) -> tuple[Any, int | None]:
-    """A sample of data whose images can be chosen; of others, how many are to be taken from the front.
+    """A sample of data whose images can be chosen; for other data, the number of images to take from the front.
 
     Args:
-        data: As :func:`as_data` makes them.
+        data: Data from :func:`as_data`.
         num_images: Number of images; None for all.
-        stratified: Each class in proportion, fewer inside more; otherwise evenly spaced.
+        stratified: Sample each class in proportion, smaller samples inside larger ones; otherwise evenly spaced.
     """
     if num_images is None:
         return data, None
@@ -111,7 +111,7 @@ def sampled(data: Any, num_images: int | None, *, stratified: bool = True) -> tu
 
 
 def _targets(dataset: Dataset) -> Tensor | None:
-    """Classes of its images, where they can be had without reading those."""
+    """Classes of its images, if they can be obtained without reading the images."""
     if isinstance(dataset, Subset):
         inner = _targets(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(dataset.indices, dtype=torch.long)]
@@ -126,12 +126,12 @@ def _targets(dataset: Dataset) -> Tensor | None:
 
 
 def as_data(given: Any, model: nn.Module, batch_size: int) -> Any:
-    """Data with label names; those of a data set of PyTorch are its ``classes``, or else numbers.
+    """Data with label names; those of a PyTorch data set are its ``classes``, or else numbers.
 
     Args:
-        given: What :func:`cartl_hub.load_splits` makes, a ``DataLoader`` or ``Dataset`` of PyTorch, or images and labels.
-        model: Model whose logits say how many classes there are.
-        batch_size: Images that are read at once, where no loader says it.
+        given: Data from :func:`cartl_hub.load_splits`, a PyTorch ``DataLoader`` or ``Dataset``, or images and labels.
+        model: Model whose logits tell the number of classes.
+        batch_size: Number of images read at once, unless a loader sets it.
 
     Raises:
         TypeError: If it is something else.

@@ -1,8 +1,8 @@
 """Finished batches of an evaluation on disk: a process that is killed loses no more than the batch it was in.
 
 A folder holds ``identity.json``, which says what is evaluated, one safetensors file for each finished batch of a stage, and one
-JSON file for each finished check. All processes of an evaluation share it. It stays when all is done, so that a report that could
-not be written costs nothing; then another evaluation may take its place.
+JSON file for each finished check. All processes of an evaluation share it. It is kept when all is done, so that a report that
+could not be written costs nothing; then another evaluation may take its place.
 """
 
 import json
@@ -35,15 +35,15 @@ OWN = ("*.safetensors", "check.*.json")
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What came out for one batch of one stage.
+    """Outcome of one batch of one stage.
 
     Args:
-        positions: Of its images, int64 [B].
-        predicted: What the model saw in the end, int64 [B].
-        broken: Where that is wrong, bool [B].
-        rejected: Images that the attack moved out of [0, 1] or the ball.
-        passes: Images that went through the model.
-        seconds: Spent on it.
+        positions: Positions of its images, int64 [B].
+        predicted: Class predicted in the end, int64 [B].
+        broken: Whether that is wrong, bool [B].
+        rejected: Number of images that the attack moved out of [0, 1] or the ball.
+        passes: Number of images that went through the model.
+        seconds: Seconds spent on the batch.
         elapsed: Seconds of the whole evaluation up to here, over all runs that resumed it.
     """
 
@@ -114,7 +114,7 @@ class Journal:
         return torch.cat([found[position] for position in positions.tolist()])
 
     def thin_out(self, stage: str, entries: Sequence[Entry], kept: Tensor) -> None:
-        """Let adversarial images go, but for those at some positions."""
+        """Discard adversarial images, except those at some positions."""
         for entry in entries:
             with safe_open(self._path(stage, entry), "pt") as file:
                 at = file.get_tensor("at")
@@ -140,7 +140,7 @@ def _read(path: Path) -> Entry:
 
 
 def _digest(figures: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Hash of what an entry or a check says."""
+    """Hash of the content of an entry or a check."""
     return content_hash(tensors, json.dumps(figures, sort_keys=True))
 
 
@@ -152,7 +152,7 @@ def _verify(stated: str | None, found: str) -> None:
 
 @contextmanager
 def open_journal(folder: str | Path | None, identity: Mapping[str, Any]) -> Iterator[Journal]:
-    """The journal in ``folder``, made where there is none; without a folder, one that is gone afterwards.
+    """The journal in ``folder``, created if there is none; without a folder, a temporary one.
 
     Raises:
         ValueError: If the folder holds something else, another evaluation, or isn't shared by all processes.
@@ -213,7 +213,7 @@ def refuse_other(folder: str | Path, identity: Mapping[str, Any]) -> bool:
 
 
 def _same(there: Any, now: Any, tolerant: bool) -> bool:
-    """Whether they are equal, or for logits, equal but for the rounding of other kernels."""
+    """Whether they are equal, or for logits, equal up to the rounding of other kernels."""
     if not tolerant or there is None or now is None:
         return there == now
     a, b = torch.tensor(there), torch.tensor(now)

@@ -1,4 +1,4 @@
-"""The images that an evaluation measures, each at hand by its position."""
+"""The images that an evaluation measures, each accessible by its position."""
 
 import hashlib
 import tempfile
@@ -16,13 +16,13 @@ from ..data import Data, Drawn, ImageData
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Images, and what was read with them.
+    """Images, with their labels and indices.
 
     Args:
-        images: uint8, or floats in [0, 1], [N, C, H, W].
-        labels: [N].
-        indices: Position of each in the data, [N].
-        complete: Whether that is all of the data.
+        images: Images as uint8, or as floats in [0, 1], [N, C, H, W].
+        labels: True classes, [N].
+        indices: Position of each image in the data, [N].
+        complete: Whether the pool holds all of the data.
         digest: Hash of pixels and labels.
     """
 
@@ -50,12 +50,12 @@ def read_pool(
 ) -> Iterator[Pool]:
     """Read ``data`` once, from front to back.
 
-    Images in memory stay there. Others go to a file without a name in the folder for temporary files (``TMPDIR``), which is
-    gone afterwards, however the process ends.
+    Images in memory stay there. Others go to an unnamed file in the folder for temporary files (``TMPDIR``), which is gone
+    afterwards, however the process ends.
 
     Args:
-        num_images: Only the first ones.
-        on_first: Called with the images of the first batch, in [0, 1], and their indices, before the rest is read.
+        num_images: Number of images to read from the front.
+        on_first: Function called with the images of the first batch, in [0, 1], and their indices, before the rest is read.
 
     Raises:
         ValueError: If there are no images, if they are outside [0, 1] or of several shapes, or if labels are outside the classes.

@@ -1,4 +1,4 @@
-"""What an evaluation is checked for: signs that gradients are masked or that an attack did not converge, on a few images.
+"""Checks of an evaluation: signs that gradients are masked or that an attack did not converge, on a few images.
 
 They follow Carlini et al. (2019, https://arxiv.org/abs/1902.06705), Pintor et al. (2022, https://arxiv.org/abs/2106.09947) and
 the warnings of AutoAttack (Croce and Hein, 2020, https://arxiv.org/abs/2003.01690). Only a difference in the suspicious direction
@@ -211,12 +211,12 @@ class Probe:
     """A check in words and in code.
 
     Args:
-        measure: Comparisons, of which none may exceed the threshold; raises :class:`Skipped`.
-        threshold: Share of the images, where ``unit`` says nothing else; or two standard errors, if that is more.
-        flagged: Result of a comparison that exceeds it.
-        honest: What a model without tricks shows.
-        suspicious: What the others show, and what that means.
-        remedy: What to do then.
+        measure: Function that makes comparisons, of which none may exceed the threshold; raises :class:`Skipped`.
+        threshold: Largest share of the images, unless ``unit`` says otherwise; or two standard errors, if that is more.
+        flagged: Status of the check if a comparison exceeds the threshold.
+        honest: Description of an honest model's result.
+        suspicious: Description of a suspicious result, and what it means.
+        remedy: Action to take after a suspicious result.
     """
 
     measure: Callable[[Trial], list[Comparison]]

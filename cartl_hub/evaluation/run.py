@@ -60,16 +60,16 @@ Strength = Literal["quick", "standard", "full"]
 def default_attacks(
     eps: float | None = None, *, norm: Norm = "Linf", strength: Strength = "standard", beside_l2: float | None = 0.5
 ) -> dict[str, Attack]:
-    """Attacks in one norm, and beside Linf, PGD with 20 steps in L2.
+    """Attacks in one norm, and for Linf also PGD with 20 steps in L2.
 
     Args:
         eps: Radius in ``norm``, in pixel units of [0, 1]; by default 8/255 in Linf and 0.5 in L2.
         norm: Norm of the attacks.
         strength: "quick": FGSM and PGD with 20 steps. "standard": also PGD with 100 steps, and APGD-T with 30 steps for each of
             3 targets. "full": also APGD-CE, APGD-T and FAB-T of 100 steps for each of 9 targets, and Square of 5,000 queries:
-            the attacks of AutoAttack's standard version (Croce and Hein, 2020), so that the worst case, which has PGD's too, can
-            stand beside its figure.
-        beside_l2: L2 radius of the PGD that runs beside attacks in Linf; None for none.
+            the attacks of AutoAttack's standard version (Croce and Hein, 2020), so that the worst case, which includes PGD's,
+            can be compared with its figure.
+        beside_l2: L2 radius of the PGD that runs alongside attacks in Linf; None for none.
 
     Raises:
         ValueError: On an unknown norm or strength, or a radius out of range.
@@ -96,7 +96,7 @@ def default_attacks(
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """Arguments of :func:`evaluate` but for what is evaluated."""
+    """Arguments of :func:`evaluate`, except for what is evaluated."""
 
     attacks: Mapping[str, Attack] | None
     strength: Strength | None
@@ -151,31 +151,31 @@ def evaluate(
 
     Args:
         model: Any module in eval mode from images in [0, 1] to logits [B, K], with K classes as in ``data``.
-        data: What :func:`cartl_hub.load_splits` makes, a ``DataLoader`` or ``Dataset`` of PyTorch, or images [N, C, H, W] in
+        data: Data from :func:`cartl_hub.load_splits`, a PyTorch ``DataLoader`` or ``Dataset``, or images [N, C, H, W] in
             [0, 1] (or uint8) and labels [N]. Read once, from front to back; what isn't in memory is kept in a temporary file.
         attacks: Attacks by name, which the report shows; by default :func:`default_attacks`. The cheapest runs first.
-        strength: Strength of the default attacks: "quick", "standard" (which None is) or "full". Not with ``attacks``.
-        num_images: Number of images to measure, the same ones each time: each class in proportion, fewer inside more; evenly
-            spaced where a data set of PyTorch has no ``targets``; the first ones of a stream, or of a loader with an order of
-            its own.
+        strength: Strength of the default attacks: "quick", "standard" (the same as None) or "full". Not with ``attacks``.
+        num_images: Number of images to measure, the same ones each time: each class in proportion, smaller samples inside
+            larger ones; evenly spaced if a PyTorch data set has no ``targets``; the first ones of a stream, or of a loader with
+            its own order.
         curve: Linf radii, from 0 upwards, at which PGD-20 measures accuracy against radius; None for none. "auto": 12 radii up to
             64/255, but none with strength "quick".
-        curve_images: Images that the curve is measured on, evenly spaced over those that are measured.
-        checks: Whether :func:`cartl_hub.run_checks` is part of it, or which of its checks.
-        check_images: Images that checks are made on, evenly spaced too.
+        curve_images: Number of images that the curve is measured on, evenly spaced over those that are measured.
+        checks: Whether to run :func:`cartl_hub.run_checks` too, or the names of the checks to make.
+        check_images: Number of images that checks are made on, evenly spaced too.
         transfer_source: Another model, for the check that its adversarial images break no more than the attacks.
-        budget: Time and passes that it may take. Clean accuracy and the cheapest attack of the first threat model are measured
-            whatever it is; what follows is done in this order, until it is spent: the other attacks on every image, checks,
-            curve, and the attacks on survivors, APGD-CE before APGD-T before Square. The report says what was left out.
-        resume: Folder in which finished batches are kept. Where it holds those of the same evaluation, it resumes after them;
-            those of another one that was finished make way. Several machines must share it.
-        keep: Leave in that folder each adversarial image that broke. Otherwise those of an attack go once they have had their
-            second verdict, but for a few.
-        batch_size: Images that are attacked at once.
+        budget: Time and passes that the evaluation may take. Clean accuracy and the cheapest attack of the first threat model
+            are always measured; the rest is done in this order until the budget is spent: the other attacks on every image,
+            checks, curve, and the attacks on survivors, APGD-CE before APGD-T before Square. The report says what was left out.
+        resume: Folder in which finished batches are kept. If it holds batches of the same evaluation, that one is resumed;
+            those of another, finished one are replaced. Several machines must share it.
+        keep: Keep each adversarial image that broke the model in that folder. Otherwise those of an attack are deleted after
+            their second verdict, except for a few.
+        batch_size: Number of images attacked at once.
         seed: Seed of the random starts; an image's start doesn't depend on the batch it is in.
         device: Device to run on; by default the model's. The model is moved back afterwards.
-        context: What the report should say of the model, e.g. "id", "revision", "method", "notes", "command"; JSON.
-        source_report: Report of the source that the model was fine-tuned from, to show beside it.
+        context: Description of the model for the report, e.g. "id", "revision", "method", "notes", "command"; JSON.
+        source_report: Report of the source that the model was fine-tuned from, to show alongside.
         progress: Show a progress bar.
 
     Raises:
@@ -305,7 +305,7 @@ class _Run:
 
     @property
     def dropped(self) -> list[str]:
-        """What the budget left out, in words."""
+        """Parts that the budget left out, in words."""
         words = []
         for stage in self.stages:
             if stage.entering is None or not stage.begun:
@@ -471,7 +471,7 @@ def _check_arguments(attacks, num_images, curve, curve_images, check_images, bat
 
 
 def _refuse_other_order(model: nn.Module, label_names: Sequence[str]) -> None:
-    """Labels are positions: a class that both know must have the same one."""
+    """Refuse a model with its classes in another order: a class that both know must have the same position."""
     own = {name: position for position, name in enumerate(getattr(model, "label_names", None) or ())}
     for position, name in enumerate(map(str, label_names)):
         if own.get(name, position) != position:

@@ -1,4 +1,4 @@
-"""What an evaluation measures: a model on a pool of images."""
+"""The subject of an evaluation: a model on a pool of images."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Subject:
         pool: Images to measure on.
         num_classes: Number of logits.
         seed: Seed of the random numbers.
-        batch_size: Images at once.
+        batch_size: Number of images per batch.
         device: Device to run on.
     """
 
@@ -41,9 +41,9 @@ class Subject:
         return image_keys(self.seed, 0, indices.to(self.device))
 
     def classify(self, images: Tensor, indices: Tensor, what: str) -> Tensor:
-        """Most probable classes, as :func:`cartl_hub.evaluation.verdict.classify`."""
+        """Most probable classes, as :func:`cartl_hub.evaluation.verdict.classify` gives them."""
         return classify(self.model, images, indices, self.num_classes, what)
 
     def judge(self, images: Tensor, adversarial: Tensor, attack: Attack, indices: Tensor, what: str) -> Verdict:
-        """What an attack made of images, as :func:`cartl_hub.evaluation.verdict.judge`."""
+        """Verdict on adversarial images, as :func:`cartl_hub.evaluation.verdict.judge` gives it."""
         return judge(self.model, images, adversarial, attack, indices, self.num_classes, what)

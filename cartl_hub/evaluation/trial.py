@@ -20,7 +20,7 @@ FEWEST = 8  # images classified correctly of which a share says something
 
 
 class Comparison(NamedTuple):
-    """A figure that is suspicious where it is large, its standard error, and the figures that it comes from."""
+    """A figure that is suspicious if large, its standard error, and the figures that it comes from."""
 
     excess: float
     error: float
@@ -32,11 +32,11 @@ class Skipped(Exception):
 
 
 class Trial:
-    """What checks share: a model, a few images, and the verdicts of attacks on them; no attack is run twice.
+    """State shared by checks: a model, a few images, and the verdicts of attacks on them; no attack is run twice.
 
     Args:
         subject: Model and pool; the images are evenly spaced over it, as data may be sorted by class.
-        num_images: Number of images at most.
+        num_images: Largest number of images.
         eps: Radius of the threat model.
         norm: Norm of the threat model.
         source: Model whose adversarial images are tried on this one.
@@ -59,7 +59,7 @@ class Trial:
 
     @property
     def grey(self) -> float:
-        """Radius in which every image can become grey."""
+        """Radius within which every image can become grey."""
         return 128 / 255 * (1 if self.norm == "Linf" else math.sqrt(self.images[0].numel()))
 
     def batches(self, chosen: np.ndarray) -> Sequence[Tensor]:
@@ -98,7 +98,7 @@ class Trial:
             raise Skipped("the radius is 0")
 
     def need_ascent(self) -> None:
-        """What a step along the gradient needs."""
+        """Skip the check unless a step along the gradient is possible."""
         self.need_images()
         self.need_radius()
         self.need_gradient()
@@ -127,14 +127,14 @@ class Trial:
         return Square(eps=self.eps, norm=self.norm, queries=300)
 
     def both_losses(self) -> dict[str, np.ndarray]:
-        """What stands under APGD on cross-entropy and on DLR, which an honest model takes for different losses."""
+        """Images surviving APGD both on cross-entropy and on DLR, which differ as losses for an honest model."""
         return {"APGD-CE and APGD-DLR": self.standing(self.apgd()) & self.standing(self.apgd("dlr"))}
 
     def standing(self, attack: Attack, *, scale: float = 1.0, among: np.ndarray | None = None) -> np.ndarray:
         """Images that are classified correctly before and after an attack, bool [N].
 
         Args:
-            scale: Factor of the logits that the attack sees.
+            scale: Factor applied to the logits that the attack sees.
             among: Images that it is run on; by default those that are classified correctly.
         """
         self.need_images()
@@ -164,11 +164,11 @@ class _Scaled(nn.Module):
 
 
 def lower(suspect: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> Comparison:
-    """By how much accuracy is lower under one attack than under another on the same images.
+    """Amount by which accuracy is lower under one attack than under another on the same images.
 
     Args:
-        suspect: Name of the attack that should not be the stronger one, and the images that stand under it, bool [N].
-        reference: Those of the other.
+        suspect: Name of the attack that should not be the stronger one, and the images that survive it, bool [N].
+        reference: Name of the other attack, and the images that survive it, bool [N].
     """
     (low,), (high,) = suspect.values(), reference.values()
     won, lost = int((high & ~low).sum()), int((low & ~high).sum())
@@ -179,5 +179,5 @@ def lower(suspect: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> C
 
 
 def share(name: str, count: int, num: int) -> Comparison:
-    """A number of images that should be zero."""
+    """Share of images that should be zero."""
     return Comparison(count / num, math.sqrt(count) / num, {name: count / num})

@@ -20,12 +20,12 @@ NEIGHBOUR_CHANGE = 1e-2  # of logits with the batch that an image is in; kernels
 
 
 class Verdict(NamedTuple):
-    """What a model says of adversarial images.
+    """Predictions of a model for adversarial images.
 
     Args:
-        images: Those that were judged, [B, C, H, W]: clean ones where the attack left its threat model.
-        predicted: [B].
-        rejected: Where it did so, bool [B].
+        images: Judged images, [B, C, H, W]: clean ones where the attack left its threat model.
+        predicted: Predicted classes, [B].
+        rejected: Whether the attack left its threat model, bool [B].
     """
 
     images: Tensor
@@ -33,14 +33,14 @@ class Verdict(NamedTuple):
     rejected: Tensor
 
     def breaks(self, labels: Tensor) -> Tensor:
-        """bool [B]."""
+        """Whether each image is misclassified, bool [B]."""
         return (self.predicted != labels) & ~self.rejected
 
 
 def judge(
     model: nn.Module, images: Tensor, adversarial: Tensor, attack: Attack, indices: Tensor, num_classes: int, what: str
 ) -> Verdict:
-    """Classify what an attack made of ``images``; what left [0, 1] or the ball is judged as if clean."""
+    """Classify an attack's result for ``images``; an image that left [0, 1] or the ball is judged by its clean version."""
     adversarial = adversarial.detach().float()
     rejected = ~allowed(adversarial, images, attack)
     judged = torch.where(rejected.view(-1, *[1] * (images.ndim - 1)), images, adversarial)
@@ -59,8 +59,8 @@ def classify(model: nn.Module, images: Tensor, indices: Tensor, num_classes: int
     """Most probable classes, [B, C, H, W] -> [B].
 
     Args:
-        indices: For messages.
-        what: For messages: what the images are.
+        indices: Positions of the images in the data, for messages.
+        what: Description of the images, for messages.
 
     Raises:
         ValueError: If the logits have another shape than [B, ``num_classes``] or aren't finite.
@@ -118,9 +118,9 @@ def neighbour_change(model: nn.Module, images: Tensor) -> float:
 
 
 def refuse_neighbours(model: nn.Module, images: Tensor) -> None:
-    """Raise ValueError if what the model says of an image depends on the other images of the batch.
+    """Raise ValueError if the model's logits for an image depend on the other images of the batch.
 
-    A model that draws random numbers is let through: a check speaks of those.
+    A model that draws random numbers is let through: a check covers those.
     """
     if random_change(model, images) <= RANDOM_CHANGE and (change := neighbour_change(model, images)) > NEIGHBOUR_CHANGE:
         raise ValueError(
@@ -144,7 +144,7 @@ def first_look(model: nn.Module, num_classes: int, device: torch.device, images:
 
 @torch.no_grad()
 def first_logits(model: nn.Module, images: Tensor) -> list[list[float]] | None:
-    """Logits of a few images, by which a model is known again; None of one that draws random numbers."""
+    """Logits of a few images, by which a model is recognised; None for one that draws random numbers."""
     logits = model(images)
     return None if _change(logits, model(images)) > RANDOM_CHANGE else logits.tolist()
 
@@ -177,7 +177,7 @@ class PassCounter:
 def measuring(model: nn.Module, device: torch.device | str | None) -> Iterator[tuple[torch.device, PassCounter]]:
     """The model on ``device``, by default where it is, with its passes counted; fp32 is fp32 and no parameter gets a gradient.
 
-    Afterwards all is as before.
+    Afterwards everything is as before.
     """
     home = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
     device = home if device is None else torch.device(device)
@@ -228,7 +228,7 @@ def _channels_last(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter can get a gradient, whatever an attack does, and the graph keeps nothing for them."""
+    """Freeze parameters: none can get a gradient, whatever an attack does, and the graph keeps nothing for them."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -241,7 +241,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Products and convolutions of fp32 numbers in fp32."""
+    """Run products and convolutions of fp32 numbers in fp32."""
     cudnn: Any = torch.backends.cudnn
     try:
         before = torch.get_float32_matmul_precision(), cudnn.allow_tf32

@@ -54,15 +54,15 @@ class Cell:
     """A transfer, and how it is measured.
 
     Args:
-        source: Bundled id, Hub id, model folder, or name of a timm model; "untrained:" and such a name for one that is drawn
-            from the seed.
+        source: Bundled id, Hub id, model folder, or name of a timm model; "untrained:" and such a name for a network with random
+            weights, drawn from the seed.
         target: Data to fine-tune on and to measure on.
         method: Transfer method.
         bn: Batch-norm policy.
         training: Training arguments; their seed is the cell's. Not with ``load_best``: last and best weights are measured apart.
         attacks: Attacks by name; with none, clean accuracy alone is measured.
-        num_images: Test images, stratified, the same in every cell; all by default.
-        best: Measure the best weights by validation too, where there was more than one validation.
+        num_images: Number of test images, stratified, the same in every cell; all by default.
+        best: Measure the best weights by validation too, if there was more than one validation.
 
     Raises:
         ValueError: On ``load_best``, or a number out of range.
@@ -84,7 +84,7 @@ class Cell:
             check_whole("num_images", self.num_images, (">=", 1))
 
     def to_json(self) -> dict[str, Any]:
-        """All that changes what comes out, as JSON: not where the data lie, nor how often a checkpoint is written."""
+        """Everything that changes the outcome, as JSON: not where the data are, nor how often a checkpoint is written."""
         content = to_dict(self)
         content["target"].pop("local")
         for name in _free(self.training):
@@ -97,7 +97,7 @@ class Cell:
 
     @property
     def setting(self) -> str:
-        """Method and batch-norm policy, with what is not default, and number of training images, for people."""
+        """Method and batch-norm policy, with non-default values, and number of training images, in readable form."""
         stated, read = _stated(self.method), self.target.read
         both = {**stated, **_stated(self.bn)}
         options = [f"{key}={value}" for key, value in both.items() if key != "name" and not isinstance(value, dict)]
@@ -106,19 +106,19 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """What it is, for people."""
+        """Readable title of the cell."""
         return f"{self.source} -> {self.target.id.rpartition('/')[2]}: {self.setting}, seed {self.training.seed}"
 
     @property
     def key(self) -> str:
-        """Name for files: readable, and another for any other cell; an option that is added to the package changes none."""
+        """Name for files: readable and unique to the cell; an option that is added to the package changes none."""
         stated = _stated(replace(self, target=replace(self.target, local=None), training=_essential(self.training)))
         digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:10]
         return "-".join((_word(self.source), *self._parts, f"seed{self.training.seed}", digest))
 
     @property
     def model_name(self) -> str:
-        """Of the model that comes out: the source's and what was done with it, e.g. "wrn16_2.fdm4_cifar100-neft4-cifar10"."""
+        """Name of the resulting model: the source's and what was done with it, e.g. "wrn16_2.fdm4_cifar100-neft4-cifar10"."""
         return "-".join((_word(Path(self.source.removeprefix(UNTRAINED)).name), *self._parts))
 
     @property
@@ -132,8 +132,8 @@ class Measured:
     """Verdicts on the test images, of the weights at one step.
 
     Args:
-        step: Training steps done.
-        verdicts: "clean", each attack, and "worst case" to bool [N], True where the image is classified correctly.
+        step: Number of training steps done.
+        verdicts: Mapping from "clean", each attack, and "worst case" to bool [N], True where the image is classified correctly.
     """
 
     step: int
@@ -148,7 +148,7 @@ class Measured:
         return cls(step, report.verdicts.correct | {WORST: report.standing(report.threat)})
 
     def to_json(self) -> dict[str, Any]:
-        """Counts for people, bits for paired comparisons."""
+        """Counts for readers, bits for paired comparisons."""
         num_images = len(self.verdicts["clean"])
         return {
             "step": self.step,
@@ -161,7 +161,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Measured":
-        """What :meth:`to_json` wrote.
+        """Verdicts from what :meth:`to_json` wrote.
 
         Raises:
             ValueError: If counts and verdicts don't agree.
@@ -185,17 +185,17 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class CellResult:
-    """What came out for one cell.
+    """Result of one cell.
 
     Args:
-        cell: As :meth:`Cell.to_json` states it.
-        last: Of the weights after the last step, as the papers report.
-        best: Of the best weights by robust accuracy on validation images; None where there was no choice.
+        cell: Content of :meth:`Cell.to_json`.
+        last: Verdicts for the weights after the last step, as the papers report.
+        best: Verdicts for the best weights by robust accuracy on validation images; None if there was no choice.
         source: Id, weights' hash and training method of the source.
         data: Number and index hash of the training images, of the validation images and of the test images.
         validations: Step and accuracies on validation images.
-        made: Command, commit, hash of the target's files, hardware, precision and seconds of training, and the environment of the
-            evaluation of the last weights: versions, hardware, seconds, date.
+        made: Record of command, commit, hash of the target's files, hardware, precision and seconds of training, and the
+            environment of the evaluation of the last weights: versions, hardware, seconds, date.
     """
 
     cell: dict[str, Any]
@@ -248,15 +248,15 @@ def run_cell(
     keep: bool = True,
     command: str | None = None,
 ) -> CellResult:
-    """Train and measure one cell; goes on where it was interrupted.
+    """Train and measure one cell; an interrupted run is resumed.
 
     Args:
-        cell: What to run.
-        folder: Of its checkpoints, finished batches and the model.
-        source: The cell's, where it is open already; it is trained.
-        splits: The target, where it is loaded already.
+        cell: Cell to run.
+        folder: Folder for its checkpoints, finished batches and the model.
+        source: The cell's source, if it is already open; it is trained in place.
+        splits: The target, if it is already loaded.
         keep: Write the model with its card and report into ``folder / "model"``.
-        command: Command that runs this, for the record.
+        command: Command that reproduces this run, for the record.
     """
     target, source = cell.target, source or open_source_of(cell)
     command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -315,7 +315,7 @@ def run_cell(
 
 
 def _measure(cell: Cell, tuner: RobustFineTuner, step: int, resume: Path, command: str) -> tuple[Measured, dict[str, Any]]:
-    """Verdicts of the weights that the tuner holds, and with what they were computed."""
+    """Verdicts for the weights that the tuner holds, and the environment in which they were computed."""
     if cell.attacks:
         options: dict[str, Any] = {"curve": None, "checks": False, "resume": resume, "context": {"command": command}}
         report = tuner.evaluate(attacks=cell.attacks, num_images=cell.num_images, **options)
@@ -327,7 +327,7 @@ def _measure(cell: Cell, tuner: RobustFineTuner, step: int, resume: Path, comman
 
 
 def open_source_of(cell: Cell) -> Source:
-    """What a cell starts from."""
+    """Source that a cell starts from."""
     if not cell.source.startswith(UNTRAINED):
         return open_source(cell.source)
     with torch.random.fork_rng(devices=[]):
@@ -336,12 +336,12 @@ def open_source_of(cell: Cell) -> Source:
 
 
 def _word(text: str) -> str:
-    """For names of files."""
+    """Text as a word for file names."""
     return re.sub(r"[^\w.]+", "_", text)
 
 
 def files_hash(location: str) -> str | None:
-    """Of the names and sizes of a folder's files, or of a file's; None for data that don't lie here."""
+    """Hash of the names and sizes of a folder's files, or of a file's; None for data that aren't on this machine."""
     path = Path(location)
     if not path.exists():
         return None
@@ -351,7 +351,7 @@ def files_hash(location: str) -> str | None:
 
 
 def _essential(training: TrainingArguments) -> TrainingArguments:
-    """With the default of all that is no part of a cell."""
+    """Training arguments with defaults for everything that is not part of a cell."""
     defaults: dict[str, Any] = {entry.name: entry.default for entry in fields(training) if entry.name in _free(training)}
     return replace(training, **defaults)
 
@@ -383,7 +383,7 @@ def _agree(there: Any, here: Any) -> bool:
 
 
 def code_commit(folder: Path = Path(__file__).parents[1]) -> str | None:
-    """Commit of the checkout that a folder of code lies in, with "+" where files of it have changed; None outside of one."""
+    """Commit of the checkout that contains a folder of code, with "+" if its files have changed; None outside of one."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What the tables are run on, in one YAML file."""
+"""Plan of what the tables are run on, in one YAML file."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +17,13 @@ FROZEN = BatchNormPolicy(extractor_statistics="source", submodel_affine="frozen"
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A transfer of the table of targets.
+    """A transfer in the table of targets.
 
     Args:
         source_data: Last part of the sources' ids, e.g. "cifar100".
-        target: Data.
-        num_blocks: Blocks to train, and split of the FDM source.
-        training: How to fine-tune, by default as the plan says; of LwF only the epochs. Its seed is replaced.
+        target: Data of the target.
+        num_blocks: Number of blocks to train, and split of the FDM source.
+        training: Training arguments, by default those of the plan; for LwF only the epochs. The seed is replaced.
     """
 
     source_data: str
@@ -34,31 +34,31 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the tables are run on. Sources are named ``{prefix}{network}.{objective}_{source_data}``.
+    """Plan of what the tables are run on. Sources are named ``{prefix}{network}.{objective}_{source_data}``.
 
     Args:
         network: First part of the sources' ids, e.g. "wrn16_2".
-        source_data: Last part, e.g. "cifar100".
-        target: Data of all tables but that of targets.
-        prefix: Where the sources lie, e.g. "my_org/" on the Hub or "models/"; "" for bundled ones.
-        cases: Blocks k that are trained.
-        paper_cases: The paper's cases that stand beside them, in the same order; those of another network, so analogues.
-        sources: Objectives of sources that are used at every k, whatever their split, e.g. "at", "fdm4".
-        seeds: Of training; one cell for each.
-        betas: Of NEFT, in the ablation; the first is that of the other tables.
-        fdm_weights: Of FDM sources, in the ablation; the first is that of the other tables.
-        lwf_weights: Of LwF, in the ablation; LwF of the other tables has 0.005.
+        source_data: Last part of the sources' ids, e.g. "cifar100".
+        target: Data of all tables except that of targets.
+        prefix: Prefix for the location of the sources, e.g. "my_org/" on the Hub or "models/"; "" for bundled ones.
+        cases: Numbers k of blocks that are trained.
+        paper_cases: The paper's cases to compare with, in the same order; those of another network, so analogues.
+        sources: Objectives of sources that are used at every k, regardless of their split, e.g. "at", "fdm4".
+        seeds: Seeds of training; one cell for each.
+        betas: Betas of NEFT in the ablation; the first is used in the other tables.
+        fdm_weights: Weights of FDM sources in the ablation; the first is used in the other tables.
+        lwf_weights: Weights of LwF in the ablation; LwF in the other tables uses 0.005.
         data_sizes: Numbers of target images.
-        data_size_blocks: Blocks that are trained with few images.
-        data_size_epochs: Passes over few images, with one validation at their end.
+        data_size_blocks: Number of blocks that are trained with few images.
+        data_size_epochs: Number of passes over few images, with one validation at the end.
         pairs: Rows of the table of targets.
-        pretexts: Objectives of sources that learned without labels; the first is that of the table of label shares.
+        pretexts: Objectives of sources that learned without labels; the first is used in the table of label shares.
         label_shares: Shares of the target's labels, in (0, 1].
-        probe_blocks: Blocks that are trained behind such a source; the authors train the classifier alone.
-        probe_epochs: Passes over a share, with one validation at their end.
-        training: How to fine-tune; its seed is replaced.
-        lwf_training: How to fine-tune with LwF, which CARTL and its authors train without augmentation.
-        num_images: Test images, stratified; all by default.
+        probe_blocks: Number of blocks that are trained on such a source; the authors train the classifier alone.
+        probe_epochs: Number of passes over a share, with one validation at the end.
+        training: Training arguments; the seed is replaced.
+        lwf_training: Training arguments of LwF, which CARTL and its authors train without augmentation.
+        num_images: Number of test images, stratified; all by default.
     """
 
     network: str
@@ -126,7 +126,7 @@ class Plan:
         attacks: dict[str, Attack] | None = None,
         training: TrainingArguments | None = None,
     ) -> tuple[Cell, ...]:
-        """A cell for each seed; with ``epochs`` trained for so many, and validated at their end. LwF has its own training."""
+        """A cell for each seed; with ``epochs``, trained for that many and validated at the end. LwF has its own training."""
         lwf = isinstance(method, LwF)
         training = self.lwf_training if lwf else training or self.training
         if epochs is not None:
@@ -149,7 +149,7 @@ def load_plan(path: str | Path) -> Plan:
     """Read a plan.
 
     Raises:
-        ValueError: If the file isn't one; the message names the entry.
+        ValueError: If the file isn't a plan; the message names the entry.
     """
     content = read_yaml(Path(path))
     try:

@@ -30,12 +30,12 @@ class Difference:
     """Accuracy in the worst case of one row minus another's, on the same images.
 
     Args:
-        column: Of the table.
-        seed: Of both cells.
+        column: Column of the table.
+        seed: Seed of both cells.
         middle: The difference, in [-1, 1].
         low: Lower end of its 95% bootstrap interval.
-        high: Upper end.
-        beside: The differences under the table's attack and on clean images, by name.
+        high: Upper end of its 95% bootstrap interval.
+        beside: Further differences, under the table's attack and on clean images, by name.
     """
 
     column: str
@@ -47,7 +47,7 @@ class Difference:
 
     @property
     def seen(self) -> bool:
-        """Whether the interval lies above 0."""
+        """Whether the whole interval is above 0."""
         return self.low > 0
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ def entry_text(cells: Sequence[Cell], results: Mapping[str, CellResult], attack:
 
 
 def differences(table: Table, claim: Claim, results: Mapping[str, CellResult]) -> list[Difference]:
-    """In every column, for every seed of which both cells were run on the same images."""
+    """Differences in every column, for every seed for which both cells were run on the same images."""
     rows = {row.label: row for row in table.rows}
     better, worse = rows[claim.better], rows[claim.worse]
     found = []
@@ -92,7 +92,7 @@ def differences(table: Table, claim: Claim, results: Mapping[str, CellResult]) -
 
 
 def claim_text(claim: Claim, found: Sequence[Difference]) -> str:
-    """What of a claim was seen, plainly."""
+    """Plain statement of how far a claim was confirmed."""
     if not found:
         return f"{claim.text}: {NOT_RUN}."
     seen = sum(difference.seen for difference in found)
@@ -123,7 +123,7 @@ class Point:
 
 
 def points(tables: Sequence[Table], results: Mapping[str, CellResult]) -> list[Point]:
-    """One for each entry of a table that was run on the whole target, and for its best weights by validation, without
+    """Points for each entry of a table that was run on the whole target, and for its best weights by validation, without
     repetition."""
     found: dict[tuple[str, ...], Point] = {}
     for table in (table for table in tables if table.name in ("cases", "ablation", "bn")):
@@ -191,9 +191,9 @@ def render_results(plan: Plan, folder: Path, page: Path) -> str:
     """Text of the page.
 
     Args:
-        plan: What the tables are run on.
-        folder: Of the results.
-        page: Where it will lie; links are relative to it.
+        plan: Plan of the tables.
+        folder: Folder of the results.
+        page: Path of the page; links are relative to it.
     """
     tables = make_tables(plan, NAMES)
     results = find_results(tables, folder)
@@ -219,7 +219,7 @@ def render_results(plan: Plan, folder: Path, page: Path) -> str:
 
 
 def _published(page: Path) -> dict[str, str]:
-    """Links to the cards of the models that lie in the checkout, by the hash of their weights."""
+    """Links to the cards of the models in the checkout, by the hash of their weights."""
     found = {}
     for name, folder in bundled_models().items():
         if weights := stated_weights(folder):
@@ -237,7 +237,7 @@ def save_results(plan: Plan, folder: Path, page: Path) -> None:
 
 
 def _shown(table: Table, results: Mapping[str, CellResult]) -> dict:
-    """What the template needs of a table."""
+    """Content of a table for the template."""
     claims = [claim_text(claim, differences(table, claim, results)) for claim in table.claims]
     rows = [(row.label, [_entry(row, column, table.attack, results) for column in table.columns]) for row in table.rows]
     kept = ("title", "columns", "notes", "attack")

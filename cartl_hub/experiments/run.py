@@ -1,4 +1,4 @@
-"""Run cells: those whose result is there are left alone, interrupted ones go on, and one that fails stops no other."""
+"""Run cells: finished ones are left alone, interrupted ones resume, and one that fails stops no other."""
 
 import logging
 import shutil
@@ -43,12 +43,12 @@ def run_cells(
     folders at once: a cell that another one runs is left to it.
 
     Args:
-        cells: To run; one that occurs twice runs once, one whose source is a recipe only waits.
+        cells: Cells to run; one that occurs twice runs once, one whose source is only a recipe so far waits.
         results: Folder of the results.
         runs: Folder of checkpoints, finished batches and models.
         keep: Leave a cell's model and checkpoints in ``runs`` when it is done.
-        jobs: Cells at a time; they share this machine's cores.
-        command: Command that runs this, for the record.
+        jobs: Number of cells at a time; they share this machine's cores.
+        command: Command that reproduces this run, for the record.
 
     Returns:
         All results, by the cells' keys.
@@ -82,7 +82,7 @@ def run_cells(
 
 
 def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None, title: str) -> tuple[str, str | None]:
-    """One cell in whatever process; returns its key and what went wrong."""
+    """Run one cell in any process; returns its key and what went wrong."""
     tqdm.write(title, file=sys.stderr)
     try:
         source = open_source_of(cell)
@@ -105,12 +105,12 @@ def _run(cell: Cell, results: Path, runs: Path, keep: bool, command: str | None,
 
 @lru_cache(maxsize=2)
 def load_target(target: RecipeData, policy: ImagePolicy) -> Splits:
-    """Read once in each process."""
+    """Load the target, once in each process."""
     return target.load(policy, id=target.id)
 
 
 def state(cell: Cell, results: Path) -> str:
-    """Of a cell, in words: whether it was run, and what stands against running it, as far as its source and its blocks show."""
+    """State of a cell in words: whether it was run, and what prevents running it, as far as its source and its blocks show."""
     if cell.source in untrained_recipes():
         return UNTRAINED_SOURCE
     if find_result(cell, results) is not None:
@@ -123,7 +123,7 @@ def state(cell: Cell, results: Path) -> str:
 
 @lru_cache
 def _depth(source: str) -> int | None:
-    """Number of its blocks."""
+    """Number of blocks of a source."""
     try:
         return len(list_blocks(open_untrained(source))) - 1
     except ModelError:
@@ -135,8 +135,8 @@ def result_path(cell: Cell, results: Path) -> Path:
 
 
 def find_result(cell: Cell, results: Path) -> CellResult | None:
-    """The result of a cell; None where it was not run, or its file is damaged, or its source has other weights now, its target
-    other files, or a default another value. All but the first is said in a warning."""
+    """The result of a cell; None if it was not run, or its file is damaged, or its source now has other weights, its target
+    other files, or a default another value. All but the first give a warning."""
     path = result_path(cell, results)
     if not path.exists():
         return None
@@ -160,7 +160,7 @@ def find_result(cell: Cell, results: Path) -> CellResult | None:
 
 
 def _weights(source: str) -> str | None:
-    """Hash of a source's weights as its config states it, where it lies on this machine."""
+    """Hash of a source's weights as its config states it, if it is on this machine."""
     if source.startswith(UNTRAINED):
         return None
     try:

@@ -1,4 +1,4 @@
-"""How transfer depends on the source, the blocks that are trained, the number of images and the epochs (Utrera et al.,
+"""Sweeps over the source, the blocks that are trained, the number of images and the epochs of a transfer (Utrera et al.,
 "Adversarially-trained deep nets transfer better", 2020, https://arxiv.org/abs/2007.05869)."""
 
 import math
@@ -29,7 +29,7 @@ WHOLE = "all"
 
 
 def _thirds() -> TrainingArguments:
-    """The paper's: SGD with lr 0.1, a tenth of it after each third, 150 epochs."""
+    """The paper's training arguments: SGD with lr 0.1, a tenth of it after each third, 150 epochs."""
     schedule = Schedule(warmup=0.0, decay="steps", milestones=(1 / 3, 2 / 3), gamma=0.1)
     return TrainingArguments(epochs=150, lr=0.1, schedule=schedule, nesterov=False, precision="fp32", validation_attack=None)
 
@@ -39,20 +39,21 @@ class Sweep:
     """Every source with every depth on every number of images; frozen blocks keep the source's statistics.
 
     Args:
-        sources: Ids, folders or timm names; the last one is that which differences are from, the natural one as a rule.
+        sources: Ids, folders or timm names; differences are from the last one, usually the natural one.
         target: Data to transfer to.
-        blocks: Residual blocks that are trained with the classifier, and the norm between them; None is the whole network.
+        blocks: Numbers of residual blocks that are trained with the classifier and the norm between them; None is the whole
+            network.
         num_images: Numbers of target images, stratified, each set inside the larger ones; None is all.
-        seeds: Seeds of the choice of images, the classifier and training; one cell for each.
+        seeds: Seeds for the choice of images, the classifier and training; one cell for each.
         method: Transfer method; its ``num_blocks`` is replaced by each depth. Natural fine-tuning, as in the paper, by default.
-        training: Training arguments; their seed is replaced. The paper's by default. Where it has a ``cache``, cells that train
-            the whole network go without.
+        training: Training arguments; their seed is replaced. The paper's by default. If they have a ``cache``, cells that train
+            the whole network don't use it.
         attacks: Attacks by name; with none, clean accuracy alone is measured.
-        test_images: Test images, stratified; all by default.
+        test_images: Number of test images, stratified; all by default.
 
     Raises:
-        ValueError: On empty or wrong entries, a method without ``num_blocks`` or one that can't train the whole network where
-            that is asked for, or names of attacks that are columns of the table already.
+        ValueError: On empty or wrong entries, a method without ``num_blocks`` or one that can't train the whole network if
+            that is requested, or names of attacks that are already columns of the table.
     """
 
     sources: tuple[str, ...]
@@ -90,11 +91,11 @@ class Sweep:
 
     @property
     def num_cells(self) -> int:
-        """Of all that :meth:`cells` lists."""
+        """Number of all cells that :meth:`cells` lists."""
         return math.prod(len(entries) for entries in (self.sources, self.blocks, self.num_images, self.seeds))
 
     def cells(self) -> dict[tuple[str, str, int | None, int], Cell]:
-        """By source, blocks ("all" is the whole network), number of images and seed.
+        """Cells by source, blocks ("all" is the whole network), number of images and seed.
 
         Raises:
             ValueError: If a source has fewer blocks.
@@ -132,19 +133,19 @@ class Sweep:
 def run_sweep(
     sweep: Sweep, folder: str | Path, *, jobs: int = 1, command: str | None = None, render: bool = False
 ) -> pd.DataFrame:
-    """Run what is missing of a sweep; write its table and its plots.
+    """Run the missing cells of a sweep; write its table and its plots.
 
     The folder then holds ``sweep.csv`` and ``sweep.parquet`` (a row for each cell), ``epochs.csv`` (validation accuracy after
     each validation), ``saved_images.csv`` and ``saved_epochs.csv`` (what a source needs for the accuracy of the last one) and the
     plots, as PNG and SVG, and ``README.md``, which shows all that with paired differences. joblib runs the cells, in the backend
-    of a surrounding ``joblib.parallel_config`` where there is one.
+    of a surrounding ``joblib.parallel_config`` if there is one.
 
     Args:
-        sweep: What to run.
-        folder: Folder of everything; run again after an interruption, it resumes.
-        jobs: Cells at a time.
-        command: Command that runs this, for the record.
-        render: Write tables, plots and page from the results that are there, and run none.
+        sweep: Sweep to run.
+        folder: Folder for everything; run again after an interruption, the sweep resumes.
+        jobs: Number of cells at a time.
+        command: Command that reproduces this run, for the record.
+        render: Write tables, plots and page from the existing results, and run none.
 
     Returns:
         The rows of ``sweep.csv``.
@@ -181,11 +182,11 @@ def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, sweep: Sweep, results:
     """Write tables, plots and the page.
 
     Args:
-        table: As :func:`sweep_table` makes it.
-        epochs: As :func:`epochs_table` makes it.
-        sweep: Whose they are.
-        results: Of its cells.
-        folder: Made where it doesn't exist.
+        table: Table from :func:`sweep_table`.
+        epochs: Table from :func:`epochs_table`.
+        sweep: Sweep that the tables belong to.
+        results: Results of its cells.
+        folder: Folder to write to; created if it doesn't exist.
     """
     reference = sweep.sources[-1]
     tables = {"sweep": table, "epochs": epochs, "saved_images": saved_images(table, reference)}
@@ -206,7 +207,7 @@ def save_sweep(table: pd.DataFrame, epochs: pd.DataFrame, sweep: Sweep, results:
 
 
 def _in_words(method: Method) -> str:
-    """Without the depth, which differs."""
+    """A method in words, without the depth, which differs."""
     if isinstance(method, FineTuning):
         return "on natural images"
     options = [f"{name}={value}" for name, value in to_dict(method).items() if name not in ("name", "num_blocks", "attack")]
@@ -241,10 +242,10 @@ def epochs_table(found: Found, sweep: Sweep) -> pd.DataFrame:
 
 
 def saved_images(table: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """How many images each source needs for the clean accuracy that the reference has with a given number.
+    """Number of images that each source needs for the clean accuracy that the reference has with a given number.
 
-    Means over seeds, of numbers of images that were run with all seeds, interpolated linearly in the logarithm of the number.
-    Where even the smallest number is enough, that one stands with ``at_most``, and where none is, nothing.
+    Means over seeds, for numbers of images that were run with all seeds, interpolated linearly in the logarithm of the number.
+    If even the smallest number is enough, it is given with ``at_most``; if none is, nothing is given.
 
     Returns:
         Rows of source, blocks, num_images (of the reference), clean, enough (the fewest with which the reference has that
@@ -266,7 +267,7 @@ def saved_images(table: pd.DataFrame, reference: str) -> pd.DataFrame:
 
 
 def saved_epochs(epochs: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """How many epochs each source needs for the validation accuracy that the reference has after its last one.
+    """Number of epochs that each source needs for the validation accuracy that the reference has after its last one.
 
     As :func:`saved_images`, with the same number of images, interpolated linearly between validations.
 
@@ -289,7 +290,7 @@ def saved_epochs(epochs: pd.DataFrame, reference: str) -> pd.DataFrame:
 
 
 def _means(table: pd.DataFrame, places: list[str]) -> pd.Series:
-    """Clean accuracy of each place that has all seeds: means of other seeds would differ by these too."""
+    """Mean clean accuracy of each place that has all seeds: means over other seeds would differ because of these too."""
     groups = table.groupby(places)["clean"]
     return groups.mean()[groups.size() == table["seed"].nunique()]
 
@@ -304,8 +305,8 @@ def _reached(
     """The smallest number with which an accuracy is reached, NaN if it never is; whether a smaller one might do too.
 
     Args:
-        scale: On which it is interpolated.
-        back: From that.
+        scale: Function to the scale on which the number is interpolated.
+        back: Inverse of ``scale``.
     """
     if accuracies[0] >= wanted:
         return float(numbers[0]), True

@@ -1,4 +1,4 @@
-"""What a sweep found, as plots and as a page."""
+"""Findings of a sweep, as plots and as a page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +24,8 @@ def make_figures(table: pd.DataFrame, epochs: pd.DataFrame, reference: str) -> d
     """All plots by name.
 
     Args:
-        table: As :func:`cartl_hub.experiments.sweep.sweep_table` makes it.
-        epochs: As :func:`cartl_hub.experiments.sweep.epochs_table` makes it.
+        table: Table from :func:`cartl_hub.experiments.sweep.sweep_table`.
+        epochs: Table from :func:`cartl_hub.experiments.sweep.epochs_table`.
         reference: Source that differences are from.
     """
     figures = {"accuracy": against_images(table, "clean")}
@@ -56,12 +56,12 @@ def render_sweep(
     """Means and paired differences over seeds with 95% intervals of Student's t, what is saved, and how it was made.
 
     Args:
-        tables: "sweep", "saved_images" and "saved_epochs", as the sweep writes them.
-        figures: By name.
-        results: Of the cells.
-        sources: In order; differences are from the last one.
-        method: In words, after "fine-tuned".
-        num_missing: Cells of the sweep that were not run.
+        tables: Tables "sweep", "saved_images" and "saved_epochs", as the sweep writes them.
+        figures: Figures by name.
+        results: Results of the cells.
+        sources: Sources in order; differences are from the last one.
+        method: Method in words, after "fine-tuned".
+        num_missing: Number of cells of the sweep that were not run.
     """
     table, reference = tables["sweep"], sources[-1]
     sections, counts = [], dict.fromkeys(((source, measure) for source in sources[:-1] for measure in measures(table)), (0, 0, 0))
@@ -120,7 +120,7 @@ def paired_differences(table: pd.DataFrame, reference: str, measure: str) -> pd.
 
 
 def _half_width(values: "pd.Series | np.ndarray") -> float:
-    """Of the 95% interval of a mean by Student's t; infinite of one value."""
+    """Half-width of the 95% interval of a mean by Student's t; infinite for one value."""
     number = len(values)
     if number < 2:
         return np.inf
@@ -140,7 +140,7 @@ def _interval(values: "pd.Series | np.ndarray", sign: str = "") -> str:
 
 
 def _counted(counts: tuple[int, int, int], differences: np.ndarray) -> tuple[int, int, int]:
-    """Ahead, behind, and undecided."""
+    """Counts of ahead, behind, and undecided."""
     if not len(differences):
         return counts
     ahead, behind, undecided = counts

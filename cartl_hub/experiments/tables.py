@@ -1,5 +1,5 @@
 """The tables of CARTL (Chen et al., ICML 2021) and of self-supervised transfer (Jaiswal and Fan, 2021), as cells to run and the
-papers' figures to stand beside."""
+papers' figures to compare with."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,7 +56,7 @@ class Row:
 
     Args:
         label: Source and method.
-        cells: By column, one for each seed; a column may be missing.
+        cells: Cells by column, one for each seed; a column may be missing.
         paper: The paper's entry by column: which one, clean and PGD-100 accuracy in %.
     """
 
@@ -67,12 +67,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something the paper says, to be seen or not: robust accuracy of one row is above that of another.
+    """A claim of the paper, to be confirmed or not: robust accuracy of one row is above that of another.
 
     Args:
-        text: The claim.
-        better: Label of a row.
-        worse: Label of a row.
+        text: The claim in words.
+        better: Label of the row said to be better.
+        worse: Label of the row said to be worse.
     """
 
     text: str
@@ -85,13 +85,13 @@ class Table:
     """One table.
 
     Args:
-        name: As for ``cartl-hub reproduce``.
-        title: With the sources and the target.
-        columns: Their headings.
-        rows: Its lines.
-        claims: What the paper says of them.
-        notes: What a reader must know.
-        attack: Whose accuracy stands between clean and worst case, and which the claims are about.
+        name: Name of the table, as for ``cartl-hub reproduce``.
+        title: Title, with the sources and the target.
+        columns: Headings of the columns.
+        rows: Rows of the table.
+        claims: Claims of the paper about the rows.
+        notes: Remarks that a reader must know.
+        attack: Attack whose accuracy is shown between clean and worst case, and which the claims are about.
     """
 
     name: str
@@ -123,7 +123,7 @@ def _cases(plan: Plan) -> list[Table]:
     beta, columns = plan.betas[0], _columns(plan)
 
     def row(label: str, source: str | None, neft: bool) -> Row:
-        """From one source, or with None from the FDM source split at its own k."""
+        """Row from one source, or with None from the FDM source split at its own k."""
         methods = {k: NEFT(num_blocks=k, beta=beta) if neft else FineTuning(num_blocks=k) for k in plan.cases}
         cells = {k: plan.cells(plan.source(source or plan.split_at(k)), method) for k, method in methods.items()}
         paper = CASES.get("FDM + NEFT" if source is None and neft else label, {})
@@ -252,7 +252,7 @@ def _data_size(plan: Plan) -> list[Table]:
 
 
 def _origins(plan: Plan) -> list[tuple[str, Callable[[int], dict[str, tuple[str, Method]]]]]:
-    """Where the methods that are compared start: a title, and from the number of blocks the source's objective and the method."""
+    """Origins of the compared methods: a title, and from the number of blocks the source's objective and the method."""
 
     def methods(source: str, cartl: str | None, k: int) -> dict[str, tuple[str, Method]]:
         neft = NEFT(num_blocks=k, beta=plan.betas[0])
@@ -320,7 +320,7 @@ def _self_supervised(plan: Plan) -> list[Table]:
 
 
 def _papers_data(plan: Plan) -> bool:
-    """Whether the plan is on the data of the papers' tables."""
+    """Whether the plan uses the data of the papers' tables."""
     return (plan.source_data, plan.target.id.rpartition("/")[2]) == ("cifar100", "cifar10")
 
 
@@ -344,7 +344,7 @@ def _by_column(plan: Plan, cells: Mapping[int, tuple[Cell, ...]]) -> dict[str, t
 
 
 def _beside(plan: Plan, figures: Figures) -> dict[str, str]:
-    """The paper's figures in the columns that they stand beside."""
+    """The paper's figures in the columns that they are compared with."""
     if not _papers_data(plan):
         return {}
     pairs = zip(plan.cases, plan.paper_cases, strict=True)

@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
 
 class Explanation(Findings):
-    """What :func:`cartl_hub.explain` found; its fields are those of :class:`cartl_hub.explanation.results.Findings`."""
+    """Findings of :func:`cartl_hub.explain`; its fields are those of :class:`cartl_hub.explanation.results.Findings`."""
 
     def save(self, folder: str | Path, *, report: str | Path | None = None) -> None:
         """Write explain.html, explain.json, match.csv, and saliency, influence and match as PNG and SVG.
 
         Args:
-            folder: Folder to write to; made where it doesn't exist.
+            folder: Folder to write to; created if it doesn't exist.
             report: Folder of a report of the first model: its page goes into ``folder`` as report.html, with these sections in
                 it. The report's own folder is not changed, unless it is the same.
 
         Raises:
-            ValueError: If there is no report, it is of other weights, or its page can't be extended.
+            ValueError: If there is no report, it is on other weights, or its page can't be extended.
         """
         from .page import save_explanation  # draws with matplotlib, which whoever wants the numbers need not wait for
 

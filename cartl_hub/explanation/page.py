@@ -1,4 +1,4 @@
-"""An explanation for people: its folder of files with one HTML page, and its figures for the terminal."""
+"""An explanation in readable form: its folder of files with one HTML page, and its figures for the terminal."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def save_explanation(explanation: Findings, folder: str | Path, report: str | Pa
     """Write the files of :meth:`cartl_hub.Explanation.save`; all are on the disk before the first one is replaced.
 
     Raises:
-        ValueError: If there is no report to extend, or it is of other weights.
+        ValueError: If there is no report to extend, or it is on other weights.
     """
     folder = Path(folder)
     extended = {} if report is None else {"report.html": extended_report(explanation, Path(report))}
@@ -44,7 +44,7 @@ def save_explanation(explanation: Findings, folder: str | Path, report: str | Pa
 
 
 def explanation_html(explanation: Findings) -> str:
-    """The page: one file that asks for nothing else and runs no script."""
+    """The HTML page: a self-contained file without scripts."""
     most = min(10, len(explanation.models[0].match["test"].shares))
     return render("explanation.html.j2", headline_count=most, **_content(explanation))
 
@@ -53,7 +53,7 @@ def check_report(folder: Path, weights_sha256: str) -> str:
     """The page of a report, as far as it can be extended by an explanation of these weights.
 
     Raises:
-        ValueError: If there is none, or it is of other weights.
+        ValueError: If there is none, or it is on other weights.
     """
     path = folder / "report.html"
     if not Report.load(folder).is_of(weights_sha256):
@@ -78,7 +78,7 @@ def extended_report(explanation: Findings, folder: Path) -> bytes:
 
 
 def _content(explanation: Findings) -> dict[str, Any]:
-    """What the template of the sections shows."""
+    """Content for the template of the sections."""
     height, width = explanation.images.shape[2:]
     return {
         "explanation": explanation,
@@ -96,7 +96,7 @@ def _content(explanation: Findings) -> dict[str, Any]:
 
 
 def _card(explanation: Findings, place: int, query: int) -> dict[str, Any]:
-    """One test image, with what was found of it."""
+    """One test image, with its findings."""
     return {
         "picture": inline(explanation.images[place], LONGEST),
         "index": int(explanation.indices[query]),
@@ -147,7 +147,7 @@ def _lines(explanation: Findings, queries: str) -> list[dict[str, Any]]:
 
 
 def _at(match: Match, count: int) -> str:
-    """Share among so many, with its interval."""
+    """Share among the ``count`` most influential images, with its interval."""
     return interval_words(match.shares[count - 1], (match.low[count - 1], match.high[count - 1]))
 
 

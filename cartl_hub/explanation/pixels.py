@@ -1,4 +1,4 @@
-"""Which pixels a model's loss depends on."""
+"""Saliency maps: the pixels that a model's loss depends on."""
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,13 @@ PERCENTILE = 0.99  # of the absolute values of a map, which becomes the end of i
 def saliency(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the cross-entropy with respect to the pixels (Simonyan et al., 2014; as in Utrera et al., 2020).
 
-    It has signs: where it is positive, a brighter value raises the loss. The model is in eval mode meanwhile and no parameter
+    It is signed: where it is positive, a brighter value raises the loss. Meanwhile the model is in eval mode and no parameter
     gets a gradient.
 
     Args:
-        model: Images in [0, 1] to logits [B, K].
-        images: Pixels in [0, 1].
-        labels: Classes whose loss it is.
+        model: Model from images in [0, 1] to logits [B, K].
+        images: Images with pixels in [0, 1].
+        labels: Classes for which the loss is computed.
 
     Shape:
         images [B, C, H, W], labels [B] -> [B, C, H, W], of any range.
@@ -42,10 +42,10 @@ def smooth_grad(
 
     Args:
         model: Model, as for :func:`saliency`.
-        images: Pixels in [0, 1].
-        labels: Classes whose loss it is.
+        images: Images with pixels in [0, 1].
+        labels: Classes for which the loss is computed.
         noise: Standard deviation of the Gaussian noise, in pixel units of [0, 1].
-        num_samples: Noisy copies of each image.
+        num_samples: Number of noisy copies of each image.
         seed: Seed of the noise, which depends on an image's place in the batch.
 
     Shape:
@@ -74,10 +74,10 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor, *, ba
 
     Args:
         model: Model, as for :func:`saliency`.
-        images: Pixels in [0, 1].
-        labels: Classes whose loss it is.
-        baseline: Value of every pixel where the path begins, in [0, 1]: black by default. What has it gets 0.
-        steps: Points of the path.
+        images: Images with pixels in [0, 1].
+        labels: Classes for which the loss is computed.
+        baseline: Value of every pixel where the path begins, in [0, 1]: black by default. Pixels of this value get 0.
+        steps: Number of points on the path.
 
     Shape:
         As :func:`saliency`.
@@ -97,7 +97,7 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor, *, ba
 
 
 def map_pictures(maps: Tensor) -> Tensor:
-    """Maps to look at: 0 is grey, and each image's scale ends at the 99th percentile of its absolute values, so that a few
+    """Maps as pictures: 0 is grey, and each image's scale ends at the 99th percentile of its absolute values, so that a few
     extreme pixels don't hide the others. Brightness can't be compared between images or models.
 
     Shape:

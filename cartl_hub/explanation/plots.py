@@ -1,4 +1,4 @@
-"""Figures of an explanation, without pyplot as those of a report."""
+"""Figures of an explanation, drawn without pyplot like those of a report."""
 
 import matplotlib
 import numpy as np
@@ -85,7 +85,7 @@ class _Sheet:
         return 0.1 if block < 0 else 1.4 + block * (1.06 * self.columns + 0.3) + 1.06 * column
 
     def heading(self, block: int, column: int, words: str) -> None:
-        """Above a column."""
+        """Write a heading above a column."""
         self.axes.text(self._left(block, column) + 0.5, 0.6, words, ha="center", va="center", fontsize=7, color=GREY)
 
     def picture(self, block: int, column: int, row: int, pixels: np.ndarray, words: str = "", colour: str = GREY) -> None:

@@ -1,4 +1,4 @@
-"""What an explanation holds, as data, and as JSON, which ``explanation.schema.json`` describes."""
+"""Content of an explanation, as data, and as JSON, which ``explanation.schema.json`` describes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,11 +17,11 @@ class Match:
     the 95% interval of a bootstrap over them, in [0, 1].
 
     Args:
-        shares: For each k.
-        low: Ends of the intervals.
-        high: Ends of the intervals.
-        chance: What training images drawn at random would have.
-        num_images: Queries.
+        shares: Share for each k.
+        low: Lower ends of the intervals.
+        high: Upper ends of the intervals.
+        chance: Expected share of training images drawn at random.
+        num_images: Number of queries.
     """
 
     shares: tuple[float, ...]
@@ -34,14 +34,14 @@ class Match:
     def of(
         cls, influences: np.ndarray, labels: np.ndarray, train_labels: np.ndarray, own: np.ndarray | None = None, seed: int = 0
     ) -> "Match":
-        """From influences.
+        """Compute the match from influences.
 
         Args:
-            influences: Of each training image on each query, [M, N].
+            influences: Influence of each training image on each query, [M, N].
             labels: Classes of the queries, [M].
             train_labels: Classes of the training images, [N].
-            own: Position of each query among the training images, [M]: an image is none of its own influential images.
-            seed: Of the bootstrap.
+            own: Position of each query among the training images, [M]: an image isn't one of its own influential images.
+            seed: Seed of the bootstrap.
         """
         same = train_labels[None] == labels[:, None]
         candidates = np.full(len(labels), len(train_labels))
@@ -61,7 +61,7 @@ class Match:
 
 
 def ranked(influences: np.ndarray, most: int) -> np.ndarray:
-    """Positions of the most influential training images, the highest influence first; of equal ones the first.
+    """Positions of the most influential training images, the highest influence first; ties go to the first.
 
     Shape:
         [M, N] -> [M, most].
@@ -71,21 +71,21 @@ def ranked(influences: np.ndarray, most: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class ModelExplanation:
-    """What was found of one model.
+    """Findings for one model.
 
     Args:
-        name: Shown.
-        weights_sha256: Of its weights as they were given.
+        name: Name to show.
+        weights_sha256: Hash of the model's weights as given.
         refitted: Whether its classifier was fitted to the training images first.
-        num_parameters: Of the classifier.
-        solver: How the Hessian was inverted.
-        loss: Of the classifier on the training images, weight decay included.
-        excess: About how far that loss lies above its minimum.
+        num_parameters: Number of parameters of the classifier.
+        solver: Method by which the Hessian was inverted.
+        loss: Loss of the classifier on the training images, weight decay included.
+        excess: Approximate excess of that loss over its minimum.
         predicted: Class of each test image, [T].
         maps: Saliency, SmoothGrad and integrated gradients of the shown images, each [S, C, H, W].
         top: Positions of the most influential training images of each test image, [T, K].
-        values: Their influences, [T, K].
-        match: By queries, "test" and "train".
+        values: Influences of those training images, [T, K].
+        match: Match by kind of queries, "test" and "train".
     """
 
     name: str
@@ -109,22 +109,22 @@ class ModelExplanation:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What an explanation holds; the first model is the one that was asked about.
+    """Content of an explanation; the first model is the one in question.
 
     Args:
-        models: One or more.
+        models: Explanations of one or more models.
         label_names: Name of each class.
         indices: Positions of the test images in the test split, [T].
-        labels: Their classes, [T].
-        shown: Which of them are shown, [S].
-        images: Those, in [0, 1], [S, C, H, W].
+        labels: Classes of the test images, [T].
+        shown: Positions of the shown images among the test images, [S].
+        images: Shown test images, in [0, 1], [S, C, H, W].
         train_indices: Positions of the training images in the training split, [N].
-        train_labels: Their classes, [N].
-        train_images: Of those that are shown, in [0, 1], [C, H, W], by their number in ``train_indices``.
-        settings: What was chosen; JSON.
+        train_labels: Classes of the training images, [N].
+        train_images: Shown training images, in [0, 1], [C, H, W], by their number in ``train_indices``.
+        settings: Settings chosen; JSON.
         data: Descriptions of "train" and "test"; JSON.
-        notes: What a reader must know.
-        context: What the caller said of it, e.g. "command"; JSON.
+        notes: Remarks that a reader must know.
+        context: Information from the caller, e.g. "command"; JSON.
         environment: Versions, device, date; JSON.
     """
 
@@ -145,7 +145,7 @@ class Findings:
 
     @property
     def sentence(self) -> str:
-        """What was explained."""
+        """One sentence on what was explained."""
         names = " and ".join((", ".join(model.name for model in self.models[:-1]), self.models[-1].name)).removeprefix(" and ")
         data = self.data["test"].get("id", "the data")
         return (
@@ -154,7 +154,7 @@ class Findings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but pictures and maps."""
+        """Everything except pictures and maps, as JSON."""
         return {
             "$schema": SCHEMA,
             "schema_version": 1,

@@ -1,4 +1,4 @@
-"""What a model's predictions rest on: pixels and training images."""
+"""Explains a model's predictions by pixels and training images."""
 
 import copy
 import time
@@ -51,22 +51,23 @@ def explain(
 
     Args:
         model: Model to explain.
-        data: Data set, as for :func:`cartl_hub.load_splits`, or what it made. What was set aside when the model was trained on
-            these data, is again.
+        data: Data set, as for :func:`cartl_hub.load_splits`, or its result. Images set aside when the model was trained on these
+            data are set aside again.
         against: Other models, by name, with inputs of the same size: the source, or the same transfer from a natural one.
-        name: Name of the model to show; by default its own.
-        num_images: Test images, drawn at random; all where there are fewer. Eight of them are shown. As many training images are
-            queries too.
-        top: Most influential training images to show for each.
-        train_images: Training images, drawn at random; all where there are fewer. The Hessian is that of the loss on these.
+        name: Name to show for the model; by default its own.
+        num_images: Number of test images, drawn at random; all if there are fewer. Eight of them are shown. As many training
+            images are queries too.
+        top: Number of most influential training images to show for each.
+        train_images: Number of training images, drawn at random; all if there are fewer. The Hessian is that of the loss on
+            these.
         weight_decay: Weight decay in the classifier's training loss.
-        damping: Added to the Hessian's diagonal.
-        refit: Fit each model's classifier to these training images first, to convergence: at another point than the optimum,
-            influence functions are a guess. The model may then have other classes than the data.
-        seed: Seed of the choice of images, and of the noise of SmoothGrad.
-        batch_size: Images per forward pass.
-        data_arguments: Arguments of how to read the data.
-        context: What the page should say of it, e.g. "command"; JSON.
+        damping: Number added to the Hessian's diagonal.
+        refit: Fit each model's classifier to these training images first, to convergence: away from the optimum, influence
+            functions are a guess. The model may then have other classes than the data.
+        seed: Seed for the choice of images, and of the noise of SmoothGrad.
+        batch_size: Number of images per forward pass.
+        data_arguments: Arguments for reading the data.
+        context: Information to show on the page, e.g. "command"; JSON.
         progress: Show progress bars.
 
     Raises:
@@ -144,7 +145,7 @@ def _named(model: Classifier, name: str | None, against: Mapping[str, Classifier
 
 
 def _drawn(data: ImageData | StreamingData, number: int, seed: int, stream: int) -> tuple[ImageData, Tensor]:
-    """Some images, in random order, and their positions in the split; of a stream in those that were read."""
+    """Some images, in random order, and their positions in the split; for a stream, among those that were read."""
     if isinstance(data, StreamingData):
         data = data.held(number)
     order = permutation(seed, stream, len(data))[:number]
@@ -172,7 +173,7 @@ def _notes(model: Classifier, splits: Splits, train: ImageData, top: int, found:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What is the same for every model."""
+    """State that is the same for every model."""
 
     train: ImageData
     test: ImageData
@@ -236,5 +237,5 @@ class _Run:
 
 
 def _other(own: tuple[str, ...] | None, names: tuple[str, ...]) -> bool:
-    """Whether a model's classes are known to be others than those of the data."""
+    """Whether a model's classes are known to differ from those of the data."""
     return own is not None and own != tuple(names)

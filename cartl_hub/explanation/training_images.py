@@ -1,4 +1,4 @@
-"""Which training images a prediction rests on."""
+"""Influence functions: the training images that a prediction rests on."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,10 +27,10 @@ class ClassifierLoss:
     ``weight_decay`` / 2 times the squared norm of weight and bias, as SGD's weight decay has it. In fp64.
 
     Args:
-        inputs: Of the classifier for the training images, with a last column of ones for the bias, where it has one.
-        labels: Their classes.
+        inputs: Inputs of the classifier for the training images, with a last column of ones for the bias, if it has one.
+        labels: Classes of the training images.
         parameters: Weight, with the bias as the last column.
-        weight_decay: >= 0.
+        weight_decay: Weight decay, >= 0.
 
     Shape:
         inputs [N, D], labels [N], parameters [K, D].
@@ -48,7 +48,7 @@ class ClassifierLoss:
     def from_model(
         cls, model: Classifier, train: Data, *, weight_decay: float = 5e-4, batch_size: int = 128, progress: bool = False
     ) -> Self:
-        """Of a model's classifier on training images, whose inputs are computed once.
+        """Loss of a model's classifier on training images, whose inputs are computed once.
 
         Raises:
             ValueError: As :func:`classifier_inputs`.
@@ -64,12 +64,12 @@ class ClassifierLoss:
 
     @property
     def solver(self) -> str:
-        """ "exact": the Hessian is built and factorised; "conjugate gradients": it is only multiplied with."""
+        """Name of the solver. "exact": the Hessian is built and factorised; "conjugate gradients": it is only multiplied with."""
         return "exact" if self.num_parameters <= EXACT else "conjugate gradients"
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """Of each class for each training image, [N, K]."""
+        """Probability of each class for each training image, [N, K]."""
         return (self.inputs @ self.parameters.T).softmax(1)
 
     def residuals(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -84,16 +84,16 @@ class ClassifierLoss:
 
     @property
     def gradient(self) -> Tensor:
-        """Of the loss in the parameters, [K, D]."""
+        """Gradient of the loss in the parameters, [K, D]."""
         mean = self.residuals(self.inputs, self.labels).T @ self.inputs / len(self.inputs)
         return mean + self.weight_decay * self.parameters
 
     def excess(self, damping: float = 0.0) -> float:
-        """About how far the loss lies above its minimum, by Newton's method: 0 where the classifier has converged, as the theory
-        of influence takes for granted.
+        """Approximate excess of the loss over its minimum, by Newton's method: 0 if the classifier has converged, as the theory
+        of influence assumes.
 
         Args:
-            damping: As for :meth:`solve`. It makes the distance look smaller, and is used where there is no inverse without.
+            damping: Damping, as for :meth:`solve`. It makes the excess look smaller, and is used if there is no inverse without.
         """
         gradient = self.gradient
         try:
@@ -106,7 +106,7 @@ class ClassifierLoss:
         return min(above, float(self.value()))  # far from the minimum Newton's method overshoots
 
     def refitted(self) -> Self:
-        """With the parameters at the minimum, from zero by L-BFGS.
+        """The loss with its parameters at the minimum, from zero by L-BFGS.
 
         Raises:
             ValueError: Without weight decay: classes that can be told apart have no minimum.
@@ -130,7 +130,7 @@ class ClassifierLoss:
 
     @torch.no_grad()
     def put_into(self, model: Classifier) -> None:
-        """Give a model these parameters of its classifier."""
+        """Set a model's classifier to these parameters."""
         head: Any = model.head
         depth = head.in_features
         head.weight.copy_(self.parameters[:, :depth])
@@ -138,7 +138,7 @@ class ClassifierLoss:
             head.bias.copy_(self.parameters[:, depth])
 
     def hessian(self) -> Tensor:
-        """Of the loss, [K * D, K * D]: mean of (diag(p) - p p^T) kron (z z^T), plus weight decay on the diagonal."""
+        """Hessian of the loss, [K * D, K * D]: mean of (diag(p) - p p^T) kron (z z^T), plus weight decay on the diagonal."""
         (number, depth), classes = self.inputs.shape, len(self.parameters)
         blocks = self.inputs.new_empty(classes, depth, classes, depth)
         for row in range(classes):
@@ -184,7 +184,7 @@ class ClassifierLoss:
         return torch.cholesky_solve(right, factor).T.reshape(vectors.shape)
 
     def _conjugate_gradients(self, vectors: Tensor, damping: float) -> Tensor:
-        """All vectors at once, preconditioned with the Hessian's diagonal."""
+        """Solve for all vectors at once, preconditioned with the Hessian's diagonal."""
         if damping + self.weight_decay == 0:
             raise ValueError(
                 f"expected damping or weight_decay > 0 for a classifier of {self.num_parameters:,} parameters, got 0: its "
@@ -223,10 +223,10 @@ def influence(loss: ClassifierLoss, inputs: Tensor, labels: Tensor, *, damping: 
     the paper's influence of upweighting.)
 
     Args:
-        loss: Of the training images.
-        inputs: Of the classifier for the queries, as :func:`classifier_inputs` gives them.
+        loss: Loss on the training images.
+        inputs: Inputs of the classifier for the queries, from :func:`classifier_inputs`.
         labels: Classes of the queries.
-        damping: Added to the Hessian's diagonal, >= 0.
+        damping: Number added to the Hessian's diagonal, >= 0.
 
     Shape:
         inputs [M, D], labels [M] -> [M, N], fp64.
@@ -250,12 +250,12 @@ def influence(loss: ClassifierLoss, inputs: Tensor, labels: Tensor, *, damping: 
 
 @torch.no_grad()
 def classifier_inputs(model: Classifier, data: Data, *, batch_size: int = 128, progress: bool = False) -> tuple[Tensor, Tensor]:
-    """What enters a model's classifier, with a last column of ones where it has a bias; the model is in eval mode meanwhile.
+    """Inputs of a model's classifier, with a last column of ones if it has a bias; meanwhile the model is in eval mode.
 
     Args:
-        model: Its classifier must be a linear layer that gives the logits.
-        data: As :func:`cartl_hub.load_splits` makes it.
-        batch_size: Images per forward pass.
+        model: Model whose classifier is a linear layer that gives the logits.
+        data: Data from :func:`cartl_hub.load_splits`.
+        batch_size: Number of images per forward pass.
         progress: Show a progress bar.
 
     Returns:
@@ -294,5 +294,5 @@ def classifier_inputs(model: Classifier, data: Data, *, batch_size: int = 128, p
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """[M, K, D], [M, K, D] -> [M, 1, 1]."""
+    """Dot product of each pair, [M, K, D], [M, K, D] -> [M, 1, 1]."""
     return (a * b).flatten(1).sum(1).view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""How to read a data set, and what is read."""
+"""Arguments for reading a data set, and the splits that are read."""
 
 import logging
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Splits:
-    """What a data set is used for.
+    """Splits of a data set by their use.
 
     Args:
-        train: To train on.
-        validation: To choose on.
-        test: To report on.
-        notes: What was decided for the user: splits made, splits ignored, labels mapped.
+        train: Images to train on.
+        validation: Images to choose the best weights on.
+        test: Images to report on.
+        notes: Decisions made for the user: splits made, splits ignored, labels mapped.
     """
 
     train: ImageData | StreamingData
@@ -32,24 +32,24 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments:
-    """How to read a data set.
+    """Arguments for reading a data set.
 
     Args:
-        id: Name of the data in names of models, reports and cards; known for a folder or a data set of the Hub.
-        image_column: Detected automatically where there is one image column.
-        label_column: Detected automatically where there is one label column.
+        id: Name of the data in names of models, reports and cards; known for a folder or a data set on the Hub.
+        image_column: Name of the image column; detected automatically if there is only one.
+        label_column: Name of the label column; detected automatically if there is only one.
         config: Configuration of a data set on the Hub.
         revision: Commit, branch or tag of a data set on the Hub.
         label_names: Names of the classes, for integer labels without names.
-        validation_share: Share of the training images, split off where there is no validation split.
-        test_share: Share of the training images, split off where there is no test split.
-        train_images: Train on this number of the images that are left for it, at least one of each class; all by default.
-            Of one seed, fewer lie among more. Validation and test keep their images.
-        train_share: The same as a share, in (0, 1].
+        validation_share: Share of the training images to split off if there is no validation split.
+        test_share: Share of the training images to split off if there is no test split.
+        train_images: Number of the remaining images to train on, at least one of each class; all by default. With one seed,
+            smaller samples lie inside larger ones. Validation and test keep their images.
+        train_share: Share of the remaining images to train on, in (0, 1], instead of ``train_images``.
         streaming: Read a data set on the Hub or in a folder as a stream.
-        shuffle_buffer: Examples from which a stream draws at random.
-        seed: Seed of the choice of validation images and of ``train_images``.
-        test_seed: Seed of the choice of test images where there is no test split: another ``seed`` leaves them as they are, so
+        shuffle_buffer: Number of examples from which a stream draws at random.
+        seed: Seed for the choice of validation images and of ``train_images``.
+        test_seed: Seed for the choice of test images if there is no test split: changing ``seed`` leaves them as they are, so
             that runs with several seeds are measured on the same images. It divides such a stream into all its parts.
 
     Raises:
@@ -89,7 +89,7 @@ class DataArguments:
 
 
 class Notes(list[str]):
-    """What was decided for the user; also said in the log, but where it is only tried out."""
+    """Decisions made for the user; also logged, except when only trying something out."""
 
     quiet = False
 

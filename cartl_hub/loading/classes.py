@@ -1,4 +1,4 @@
-"""From the labels of a data set to classes."""
+"""Maps the labels of a data set to classes."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from .arguments import Notes
 
 @dataclass
 class Classes:
-    """How labels become classes.
+    """Mapping from labels to classes.
 
     Args:
         known: Classes that a model has; labels are matched to these by name.
         given: The user's names for integer labels.
-        notes: For what is decided.
+        notes: Notes to add decisions to.
     """
 
     known: Sequence[str] | None
@@ -36,7 +36,7 @@ class Classes:
         return names
 
     def given_names(self, feature: Any) -> Sequence[str] | None:
-        """Of the model, of the column or of the user; None where nobody gives any."""
+        """Names given by the model, the column or the user; None if none does."""
         if not isinstance(feature, ClassLabel):
             return self.known or self.given
         if self.given is not None:
@@ -44,10 +44,10 @@ class Classes:
         return self.known or feature.names
 
     def names_of_stream(self, feature: Any, column: str) -> tuple[str, ...]:
-        """As :meth:`names`, where they can't be found among the labels.
+        """Names of the classes, as :meth:`names`, if they can't be found among the labels.
 
         Raises:
-            DataError: If nobody gives any.
+            DataError: If no names are given.
         """
         names = self.given_names(feature)
         if names is None:
@@ -72,7 +72,7 @@ class Classes:
         return found
 
     def numbers(self, feature: Any, names: Sequence[str]) -> dict[Any, int]:
-        """Class of each raw label of a column: by its name, which is its position where the names aren't numbers."""
+        """Class of each raw label of a column: by its name, which is its position if the names aren't numbers."""
         if isinstance(feature, ClassLabel):
             named = dict(enumerate(feature.names))
         elif self.given is None and all(re.fullmatch(r"-?\d+", name) for name in names):

@@ -1,4 +1,4 @@
-"""Which columns hold pictures and labels."""
+"""Finds the columns that hold pictures and labels."""
 
 import re
 from collections.abc import Mapping
@@ -70,7 +70,7 @@ def features_of(split: Any) -> Mapping[str, Any]:
 
 
 def undecoded(split: Any, *columns: str) -> Any:
-    """Some columns, with pictures as bytes: ours is the decoder, so that an error can name its row."""
+    """Some columns, with pictures as bytes: decoding is done here, so that an error can name its row."""
     split = split.with_format(None).select_columns(list(columns))
     for column in columns:
         if isinstance((split.features or {}).get(column), Image):

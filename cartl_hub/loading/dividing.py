@@ -1,4 +1,4 @@
-"""Parts that a data set lacks are split off its training images."""
+"""Splits parts that a data set lacks off its training images."""
 
 import hashlib
 import logging
@@ -16,8 +16,8 @@ def divide(parts: dict[str, ImageData], arguments: DataArguments, notes: Notes, 
     """All parts: first images to report on are taken from the training images, then images to choose on.
 
     Args:
-        parts: By what they are for; changed.
-        measures: A model that was trained on these data reads them again for their test part.
+        parts: Parts by their use; changed in place.
+        measures: Whether a model that was trained on these data reads them again for their test part.
 
     Raises:
         DataError: If there are too few images, or not as many as were asked for.
@@ -59,7 +59,7 @@ def divide(parts: dict[str, ImageData], arguments: DataArguments, notes: Notes, 
 
 
 def _sampled(labels: Tensor, kept: Tensor, arguments: DataArguments, notes: Notes) -> Tensor:
-    """Those of the ``kept`` images that are trained on."""
+    """The ``kept`` images to train on."""
     most, classes = len(kept), len(labels[kept].unique())
     if arguments.train_images is None and arguments.train_share is None:
         return kept
@@ -78,12 +78,12 @@ def _sampled(labels: Tensor, kept: Tensor, arguments: DataArguments, notes: Note
 
 
 def split_off(arguments: DataArguments, **known: str | None) -> dict[str, Any]:
-    """How the test part was made, to make it again, and what is known of it, to see whether it is the same."""
+    """Record of how the test part was made, to make it again, and of what is known about it, to verify it."""
     names = ("seed", "test_seed", "test_share", "validation_share")
     return {name: getattr(arguments, name) for name in names} | known
 
 
 def pixel_hash(data: ImageData, most: int = 64) -> str:
-    """Of images evenly spaced over the data."""
+    """Hash of the pixels of images evenly spaced over the data."""
     chosen = torch.linspace(0, len(data) - 1, min(len(data), most)).long()
     return hashlib.sha256(data.get(chosen).cpu().contiguous().numpy().data).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""From the pictures of a split to uint8 tensors."""
+"""Reads the pictures of a split into uint8 tensors."""
 
 import math
 import os
@@ -34,14 +34,14 @@ def read_pictures(
     description: dict[str, Any],
     root: Path | None = None,
 ) -> ImageData:
-    """The images of a split: in memory, or, where they are many, decoded when they are drawn.
+    """The images of a split: in memory or, if there are many, decoded when they are drawn.
 
     Args:
-        labels: Their classes, [N].
-        names: Of the classes.
-        role: Of the split, for messages.
-        description: Of the split.
-        root: Folder in which pictures must lie that rows name by a path.
+        labels: Classes of the images, [N].
+        names: Names of the classes.
+        role: Role of the split, for messages.
+        description: Description of the split.
+        root: Folder that must contain the pictures that rows name by a path.
 
     Raises:
         DataError: If a picture can't be decoded; the message names its row.
@@ -78,7 +78,7 @@ class Decoder:
         return cls(source, column, policy, role, root)
 
     def __call__(self, rows: Sequence[int]) -> Tensor:
-        """[B] -> [B, C, H, W].
+        """Decode rows, [B] -> [B, C, H, W].
 
         Raises:
             DataError: If a picture can't be decoded; the message names its row.
@@ -112,7 +112,7 @@ def _inside(picture: Any, root: Path) -> Any:
 
 
 def note_large_pictures(split: Any, column: str, policy: ImagePolicy, notes: Notes) -> None:
-    """Say so when most pixels are thrown away."""
+    """Note when most pixels are thrown away."""
     source = split.select(range(0, len(split), max(1, len(split) // 32))) if isinstance(split, Dataset) else split
     sides = []
     for row in islice(undecoded(source, column), 8 if source is split else None):

@@ -1,4 +1,4 @@
-"""From any ``datasets`` data set to the images and labels that training, model choice and report draw from."""
+"""Reads any ``datasets`` data set into the images and labels that training, model choice and report draw from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,15 +27,16 @@ def load_splits(
     label_names: Sequence[str] | None = None,
     trained_on: Mapping[str, Any] | None = None,
 ) -> Splits:
-    """Read, check and split a data set; all that can be wrong with one that fits into memory is an error here.
+    """Read, check and split a data set; any fault of one that fits into memory is an error here.
 
     Args:
-        data: A ``datasets`` object, a mapping from split names to such, a Hub id, a folder of images (one folder per class, or
-            ``train/`` and ``test/`` of them), or a parquet file or folder of them.
+        data: ``datasets`` object, mapping from split names to such objects, Hub id, folder of images (one folder per class, or
+            ``train/`` and ``test/`` with these), or parquet file or folder of them.
         policy: Policy that turns pictures into inputs.
-        arguments: Arguments of how to read it.
+        arguments: Arguments for reading the data set.
         label_names: Classes that a model already has: labels are matched to these by name.
-        trained_on: Description of the data in a model's lineage: what was set aside when it was trained on them, is again.
+        trained_on: Description of the data in a model's lineage: images set aside when it was trained on them are set aside
+            again.
 
     Raises:
         DataError: On columns, labels or pictures that can't be used; the message names the row and the remedy.
@@ -51,18 +52,18 @@ def load_test_split(
     label_names: Sequence[str] | None = None,
     trained_on: Mapping[str, Any] | None = None,
 ) -> tuple[ImageData | StreamingData, tuple[str, ...]]:
-    """The images to measure a model on: the test split; without one, what was set aside when the model was trained on this data;
-    without that, the validation split, or all images.
+    """The images to measure a model on: the test split; without one, the images set aside when the model was trained on this
+    data; without those, the validation split, or all images.
 
     Args:
         data: Data set, as for :func:`load_splits`.
         policy: Policy that turns pictures into inputs.
-        arguments: Arguments of how to read it.
+        arguments: Arguments for reading the data set.
         label_names: Classes of the model.
         trained_on: Description of the data in the model's lineage.
 
     Returns:
-        The images, and what was decided for the user.
+        The images, and the decisions made for the user.
 
     Raises:
         DataError: As :func:`load_splits`; also if the images set aside aren't those of the training.
@@ -110,7 +111,7 @@ class _Reader:
         return divide(parts, self.arguments, self.notes, measures=self.measures)
 
     def read_again(self, trained_on: Mapping[str, Any]) -> Splits:
-        """With what was set aside when a model was trained on these data."""
+        """All parts, with the images that were set aside when a model was trained on these data."""
         set_aside = self._set_aside(trained_on)
         return self._with_part(set_aside) if set_aside else self.read()
 
@@ -118,7 +119,7 @@ class _Reader:
         """All parts, of which the test part is the one that was set aside.
 
         Raises:
-            DataError: If it is another one now.
+            DataError: If it has changed.
         """
         chosen = {key: set_aside[key] for key in ("seed", "test_share", "validation_share")}
         chosen["test_seed"] = set_aside.get("test_seed", set_aside["seed"])  # older models state one seed for both
@@ -136,7 +137,7 @@ class _Reader:
         return again
 
     def _set_aside(self, trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
-        """How a test split was made for a model, where these are its data and have none."""
+        """Record of how a test split was made for a model, if these are its data and have none."""
         set_aside = trained_on.get("split_off")
         if set_aside is None or any(name in self.source.splits for name in ROLES["test"]):
             return None
@@ -199,7 +200,7 @@ class _Reader:
         return names, self.classes.labels(raw, feature, label, names, role)
 
     def _roles(self) -> dict[str, Any]:
-        """Which split is which; the rest is ignored aloud."""
+        """Splits by role; the rest is ignored with a note."""
         splits = self.source.splits
         found = {role: [name for name in names if name in splits] for role, names in ROLES.items()}
         chosen = {role: names[0] for role, names in found.items() if names}

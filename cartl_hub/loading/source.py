@@ -1,4 +1,4 @@
-"""Where a data set lies: in memory, in a folder, or on the Hub."""
+"""Sources of data sets: memory, a folder, or the Hub."""
 
 import glob
 import logging
@@ -36,9 +36,9 @@ class Source:
     """An open data set.
 
     Args:
-        splits: By name, each a ``Dataset`` or an ``IterableDataset``.
+        splits: Splits by name, each a ``Dataset`` or an ``IterableDataset``.
         origin: Id, configuration and revision, as cards and reports state them.
-        location: Of a local one; not a part of what they show.
+        location: Location of a local data set; cards and reports don't show it.
         root: Folder of files whose rows may name pictures by a path.
     """
 
@@ -52,7 +52,7 @@ def open_source(data: AnyData, arguments: DataArguments, notes: Notes) -> Source
     """Open a data set; its pictures are not read yet.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there is no such data set.
     """
     source = _open(data, arguments, notes)
     if arguments.id is not None:
@@ -61,7 +61,7 @@ def open_source(data: AnyData, arguments: DataArguments, notes: Notes) -> Source
 
 
 def describe(origin: Mapping[str, Any], split: str, policy: ImagePolicy) -> dict[str, Any]:
-    """What reports and lineages say of the images of a split; JSON."""
+    """Description of the images of a split for reports and lineages; JSON."""
     return {**origin, "split": split, "image_policy": policy_to_dict(policy)}
 
 
@@ -105,7 +105,7 @@ def _load(described: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """What ``datasets`` says, with what it says of the cause."""
+    """Message of ``datasets``, with that of the cause."""
     if "corresponds to no data" in str(error):
         return "it holds no pictures"
     reason = f"{type(error).__name__}: {error}"
@@ -113,7 +113,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _saved(path: Path, streaming: bool) -> dict[str, Any]:
-    """What ``save_to_disk`` wrote."""
+    """Splits that ``save_to_disk`` wrote."""
     try:
         saved: Any = datasets.load_from_disk(str(path))
     except Exception as error:  # of a folder that lacks files, or holds others
@@ -125,8 +125,8 @@ def _saved(path: Path, streaming: bool) -> dict[str, Any]:
 def _files(path: Path, notes: Notes) -> tuple[str, dict[str, Any]]:
     """Loader of ``datasets`` for a local path, and the files of each split.
 
-    ``datasets`` by itself takes a "train" or "test" anywhere in a path for a split and leaves the other files out: of the
-    classes "boat" and "bullet train" it would read the second one only.
+    By itself, ``datasets`` takes a "train" or "test" anywhere in a path for a split and leaves the other files out: of the
+    classes "boat" and "bullet train" it would read only the second one.
     """
     if path.is_file():
         if path.suffix not in _FILES:
@@ -159,8 +159,8 @@ def _files(path: Path, notes: Notes) -> tuple[str, dict[str, Any]]:
 
 
 def _pictures(folder: Path, notes: Notes) -> str:
-    """Pattern of the pictures of a split: where there are folders of classes, ``datasets`` would take a picture beside them
-    for a sign that they are none."""
+    """Pattern of the pictures of a split: with a picture beside folders of classes, ``datasets`` would not take the folders for
+    classes."""
     inside = [item for item in folder.iterdir() if not item.name.startswith(".")]
     loose = [item.name for item in inside if item.suffix.lower() in PictureFolder.EXTENSIONS and item.is_file()]
     classes = any(item.is_dir() for item in inside)
@@ -171,7 +171,7 @@ def _pictures(folder: Path, notes: Notes) -> str:
 
 
 def _commit(hub_id: str, revision: str | None) -> str | None:
-    """The commit that a branch is at now, so that the one that is read is the one that is reported."""
+    """The current commit of a branch, so that the commit read is the one reported."""
     try:
         return huggingface_hub.HfApi().dataset_info(hub_id, revision=revision).sha
     except (HfHubHTTPError, OfflineModeIsEnabled):  # what the loader makes of it is said
@@ -184,7 +184,7 @@ def _commit(hub_id: str, revision: str | None) -> str | None:
 
 
 def origin_of(split: Any) -> dict[str, Any]:
-    """Id of the data that a split was made from, and its revision where that is known."""
+    """Id of the data that a split was made from, and its revision if that is known."""
     for file in getattr(split, "cache_files", ()):
         if match := _CACHED.search(Path(file["filename"]).as_posix()):
             return {"id": match["id"].replace("___", "/"), "revision": match["revision"]}
@@ -196,7 +196,7 @@ def origin_of(split: Any) -> dict[str, Any]:
 
 
 def _folder_name(split: Dataset) -> str:
-    """Of the folder whose folders are the classes, which ``load_dataset("imagefolder", data_dir=...)`` doesn't keep."""
+    """Name of the folder of class folders, which ``load_dataset("imagefolder", data_dir=...)`` doesn't keep."""
     column = next((name for name, feature in split.features.items() if isinstance(feature, Image)), None)
     if column is None or not len(split):
         return "imagefolder"

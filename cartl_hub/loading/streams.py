@@ -31,9 +31,9 @@ def divide_stream(
     """Streams to train and report on, and images to choose on, which are held in memory.
 
     Args:
-        roles: Splits by what they are for.
-        image: Column of the pictures.
-        label: Column of the labels.
+        roles: Splits by their use.
+        image: Name of the column with the pictures.
+        label: Name of the column with the labels.
 
     Raises:
         DataError: If classes have no names, or a part of the images was asked for.

@@ -15,8 +15,8 @@ from .method import Batch, Method, check_attack
 
 @dataclass(frozen=True, kw_only=True)
 class EpsSchedule:
-    """Radius of a training attack over the run: 0, then linear to the full radius ("epsilon-scheduling", Ngnawe et al., 2025,
-    https://arxiv.org/abs/2509.23325); it lets a source that is not robust learn the task first.
+    """Radius of a training attack over the run: 0, then rising linearly to the full radius ("epsilon-scheduling", Ngnawe et al.,
+    2025, https://arxiv.org/abs/2509.23325); it lets a source that is not robust learn the task first.
 
     Args:
         start: Share of the run until which the radius is 0.
@@ -41,7 +41,7 @@ class EpsSchedule:
 
 
 def scaled(attack: Attack, factor: float) -> Attack:
-    """The attack with its radius, and its step where it has one, times ``factor``."""
+    """The attack with its radius, and its step if it has one, times ``factor``."""
     if factor == 1:
         return attack
     sizes = {name: getattr(attack, name) * factor for name in ("eps", "step_size") if hasattr(attack, name)}
@@ -54,12 +54,12 @@ class AdversarialTraining(Method):
     ones (Jaiswal and Fan, 2021).
 
     Args:
-        attack: The inner maximisation; CARTL's by default.
-        adversarial_share: Share, in (0, 1], of the images whose adversarial versions are added to the clean images, drawn anew
-            in each epoch. Clean and added images are one batch, and each weighs the same: the sum of their losses is divided
-            by the number of images expected, (1 + share) times that of the clean ones. None: adversarial images alone.
-        num_blocks: Blocks to train, counted from the classifier; None is the whole network.
-        eps_schedule: Radius of the attack over the run.
+        attack: Attack of the inner maximisation; CARTL's by default.
+        adversarial_share: Share, in (0, 1], of the images whose adversarial versions are added to the clean images, redrawn in
+            each epoch. Clean and added images form one batch, and each weighs the same: the sum of their losses is divided by
+            the expected number of images, (1 + share) times that of the clean ones. None: adversarial images alone.
+        num_blocks: Number of blocks to train, counted from the classifier; None is the whole network.
+        eps_schedule: Schedule of the attack's radius over the run.
 
     Raises:
         ValueError: On values of another kind or out of range.

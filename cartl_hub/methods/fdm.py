@@ -28,14 +28,14 @@ def feature_distance(clean: Tensor, adversarial: Tensor) -> Tensor:
 class FDM(Method):
     """Adversarial training plus the distance of clean and adversarial features (Chen et al., CARTL, ICML 2021).
 
-    The distance is between what enters the last ``num_blocks`` blocks. Both terms are differentiated; the clean and the
+    The distance is between the inputs of the last ``num_blocks`` blocks. Both terms are differentiated; the clean and the
     adversarial pass run in train mode.
 
     Args:
-        num_blocks: Blocks after the feature extractor, counted from the classifier; all blocks are trained.
+        num_blocks: Number of blocks after the feature extractor, counted from the classifier; all blocks are trained.
         weight: Weight of the distance, >= 0, a mean over the batch. The authors sum it over batches of 128: their lambda of
             0.005 is 0.64 here, their 0.01 is 1.28.
-        attack: The inner maximisation.
+        attack: Attack of the inner maximisation.
 
     Raises:
         ValueError: On values out of range.
@@ -72,7 +72,7 @@ class FDM(Method):
 
 
 class _Split(nn.Module):
-    """Where the last blocks begin; it has no weights."""
+    """Marker of where the last blocks begin; it has no weights."""
 
     def __init__(self, model: Classifier, num_blocks: int):
         super().__init__()

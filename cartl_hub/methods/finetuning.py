@@ -15,8 +15,8 @@ class FineTuning(Method):
     """Cross-entropy on natural images: vanilla transfer ("TL" in CARTL), linear probing, or natural source training.
 
     Args:
-        num_blocks: Blocks to train, counted from the classifier: 1 is linear probing (with the norm or hidden layer that some
-            architectures count to the classifier), None the whole network.
+        num_blocks: Number of blocks to train, counted from the classifier: 1 is linear probing (with the norm or hidden layer
+            that some architectures count as part of the classifier), None the whole network.
     """
 
     num_blocks: int | None = None

@@ -18,15 +18,16 @@ from .pretext import Pretext, num_features
 
 @dataclass(frozen=True, kw_only=True)
 class Jigsaw(Pretext):
-    """In which of some orders do the tiles of the image lie? (Noroozi and Favaro, 2016, https://arxiv.org/abs/1603.09246)
+    """Recognise the order of the image's tiles (Noroozi and Favaro, 2016, https://arxiv.org/abs/1603.09246).
 
     The network sees the tiles put together as one image (as in Carlucci et al., 2019, https://arxiv.org/abs/1903.06864), not
-    each by itself, so that any backbone can be used. Where the sides don't divide, the rest of the image becomes black.
+    each by itself, so that any backbone can be used. If the sides aren't divisible, the rest of the image becomes black.
 
     Args:
-        grid: Tiles along a side, 2 or 3.
-        num_permutations: Orders that there are, :func:`permutations`.
-        augmentation: Before the image is cut; None for none. Black borders of a padding would tell where a tile belongs.
+        grid: Number of tiles along a side, 2 or 3.
+        num_permutations: Number of possible orders, :func:`permutations`.
+        augmentation: Augmentation before the image is cut; None for none. Black borders from padding would reveal where a tile
+            belongs.
 
     Raises:
         ValueError: On values out of range, and in use on images with fewer pixels than tiles along a side.
@@ -56,10 +57,10 @@ class Jigsaw(Pretext):
 
 @cache
 def permutations(num_tiles: int, num: int) -> Tensor:
-    """A fixed set of orders that differ much: [num, num_tiles], int64.
+    """A fixed set of orders that differ widely: [num, num_tiles], int64.
 
-    The first is the order of the image. Each next one is farthest, in the number of other places (Hamming distance), from the
-    nearest one before it, then from all before it together; of equals it is the first in lexicographic order.
+    The first is the order of the image. Each next one is farthest, in the number of differing places (Hamming distance), from
+    the nearest one before it, then from all before it together; ties go to the first in lexicographic order.
     """
     every = np.array(list(itertools.permutations(range(num_tiles))), dtype=np.int8)
     chosen = [0]

@@ -25,7 +25,7 @@ class LwF(Method):
 
     Args:
         weight: Weight of the distance, >= 0; the authors' code uses 0.005 with the 1-norm.
-        norm: 1 as in the authors' code and CARTL's baseline, 2 as in the paper.
+        norm: Norm of the distance: 1 as in the authors' code and CARTL's baseline, 2 as in the paper.
         warm_start: Share of the run, in [0, 1], in which the classifier alone is trained, on the source's features.
 
     Raises:
@@ -67,7 +67,7 @@ class LwF(Method):
 
 
 class SourceFeatures(nn.Module):
-    """Penultimate features of a frozen copy of the source, from a table where the images are known beforehand."""
+    """Penultimate features of a frozen copy of the source, from a table if the images are known beforehand."""
 
     def __init__(self, model, images: Images | None):
         super().__init__()

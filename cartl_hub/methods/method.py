@@ -1,4 +1,4 @@
-"""What a training method is."""
+"""Base class of training methods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +15,10 @@ from ..models import Classifier
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one training step sees.
+    """Batch of one training step.
 
     Args:
-        images: Augmented, in [0, 1], [B, C, H, W].
+        images: Augmented images in [0, 1], [B, C, H, W].
         labels: Classes, [B].
         indices: Positions of the images in the training data, [B].
         keys: Keys of the images' random numbers in this epoch, [B] (:func:`cartl_hub.randomness.image_keys`).
@@ -38,7 +38,7 @@ class Images:
 
     Args:
         num_images: Number of images.
-        get: Indices [B] to images in [0, 1], not augmented, on the model's device.
+        get: Function from indices [B] to images in [0, 1], not augmented, on the model's device.
     """
 
     num_images: int
@@ -54,18 +54,18 @@ class Method(ABC):
 
     @property
     def trained_blocks(self) -> int | None:
-        """Blocks that are trained, counted from the classifier; None is the whole network."""
+        """Number of blocks to train, counted from the classifier; None is the whole network."""
         return None
 
     @property
     def tag(self) -> str:
-        """For names of models: the method, and how many blocks it trains or splits off, e.g. "neft4"."""
+        """Tag for names of models: the method, and how many blocks it trains or splits off, e.g. "neft4"."""
         blocks = getattr(self, "num_blocks", None)
         return type(self).__name__.lower() + ("" if blocks is None else str(blocks))
 
     @property
     def uses_labels(self) -> bool:
-        """Whether labels are learned. A method that uses none leaves the classifier untrained and draws its own views."""
+        """Whether labels are learned. A method without labels leaves the classifier untrained and draws its own views."""
         return True
 
     @property
@@ -74,16 +74,16 @@ class Method(ABC):
         return False
 
     def adapt(self, model: Classifier) -> None:
-        """Change the architecture where the method needs it; this stays and is saved with the model."""
+        """Change the architecture if the method needs it; the change is permanent and saved with the model."""
         return None
 
     @contextmanager
     def setup(self, model: Classifier, images: Images | None = None) -> Iterator[Mapping[str, nn.Module]]:
-        """Hold ``model`` in the state in which it is trained; yield the other modules that the losses need.
+        """Put ``model`` into the state in which it is trained; yield the other modules that the losses need.
 
         Args:
             model: The model to train.
-            images: The training images, where they can be looked up and are not augmented.
+            images: The training images, if they can be looked up and are not augmented.
         """
         parameters = [p for block in last_blocks(model, self.trained_blocks) for p in block.parameters.values()]
         with trained_only(model, parameters):
@@ -93,7 +93,7 @@ class Method(ABC):
     def losses(self, model: Classifier, batch: Batch, *args: Any, **modules: Any) -> dict[str, Tensor]:
         """Losses of one batch: ``"loss"`` is minimised, the other scalars are logged.
 
-        ``"logits"`` [B, K], where given, is what the training accuracy is computed from. A method takes as keywords the
+        ``"logits"`` [B, K], if given, is what the training accuracy is computed from. A method takes as keywords the
         modules that its ``setup`` yields, and no others.
         """
 

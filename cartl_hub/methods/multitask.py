@@ -20,11 +20,11 @@ class MultiTask(Method):
     Each task draws its own views of the batch and has a forward pass of its own.
 
     Args:
-        tasks: Such as (SimCLR(), Rotation(), Jigsaw()).
+        tasks: Pretext tasks, e.g. (SimCLR(), Rotation(), Jigsaw()).
         weights: Weights of their losses, > 0; none means 1 each.
 
     Raises:
-        ValueError: If there is no task, or another number of weights.
+        ValueError: If there is no task, or the number of weights differs.
     """
 
     tasks: tuple[Pretext, ...]
@@ -44,7 +44,7 @@ class MultiTask(Method):
 
     @property
     def attack(self) -> Attack | None:
-        """The first one that a task has."""
+        """The first attack that a task has."""
         return next((task.attack for task in self.tasks if task.attack is not None), None)
 
     @contextmanager

@@ -22,14 +22,14 @@ class NEFT(Method):
     folded into a plain weight when training ends.
 
     Args:
-        num_blocks: Blocks to train, counted from the classifier.
+        num_blocks: Number of blocks to train, counted from the classifier.
         beta: Spectral norm of each trained weight, > 0; the paper's best is 0.4. A moving average of the weights
             (``TrainingArguments.ema``) can have smaller norms.
-        power_iterations: Power iterations per forward pass.
-        sigma: "kernel": norm of the kernel reshaped to [out, in * kh * kw], as the authors'. "operator": norm of the
-            convolution as a map of its input, up to sqrt(kh * kw) times larger.
+        power_iterations: Number of power iterations per forward pass.
+        sigma: Spectral norm to use. "kernel": norm of the kernel reshaped to [out, in * kh * kw], as in the authors' code.
+            "operator": norm of the convolution as a map of its input, up to sqrt(kh * kw) times larger.
         convex_residual: Sum the residuals of these blocks as 0.5 shortcut + 0.5 branch, as in the authors' NEFT networks.
-            It becomes part of the architecture; only the ``wrn*`` and ``resnet*_cifar`` have it.
+            It becomes part of the architecture; only ``wrn*`` and ``resnet*_cifar`` support it.
 
     Raises:
         ValueError: On values out of range, a convex residual sum for another architecture, or convolutions that standardise

@@ -1,4 +1,4 @@
-"""Pretext tasks: what a network can learn to answer without labels."""
+"""Pretext tasks: questions that a network can learn to answer without labels."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ from .method import Batch, Images, Method, check_attack
 class Pretext(Method):
     """A question about an image whose answer is known without labels, asked through a head on the pooled features.
 
-    The whole network is trained but for its classifier, and the head with it; the head is part of a checkpoint and not of a
+    The whole network except its classifier is trained together with the head; the head is part of a checkpoint but not of a
     saved model.
 
     Args:
-        attack: Perturbs what the network sees, so that the loss of this task rises; None for none.
+        attack: Attack that perturbs the network's input so that the loss of this task rises; None for none.
     """
 
     attack: Attack | None = None
@@ -48,10 +48,10 @@ class Pretext(Method):
 
     @abstractmethod
     def pose(self, images: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network sees, and the right answers: [B, C, H, W], [B] -> [M, C, H, W], [M]; M is a multiple of B."""
+        """Input of the network, and the right answers: [B, C, H, W], [B] -> [M, C, H, W], [M]; M is a multiple of B."""
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """Of the possible answers: [M, ...] -> [M, K]."""
+        """Logits of the possible answers: [M, ...] -> [M, K]."""
         return outputs
 
     @contextmanager
@@ -69,7 +69,7 @@ class Pretext(Method):
 
 
 class _Asked(nn.Module):
-    """A model with the head of a task, as attacks take it: images to the logits of the answers."""
+    """A model with the head of a task, in the form that attacks take: images to the logits of the answers."""
 
     def __init__(self, task: Pretext, model: Classifier, head: nn.Module):
         super().__init__()
@@ -81,7 +81,7 @@ class _Asked(nn.Module):
 
 @contextmanager
 def all_but_classifier(model: Classifier) -> Iterator[None]:
-    """Train the whole network but the classifier, which has no part in the features."""
+    """Train the whole network except the classifier, which has no part in the features."""
     classifier = set(model.head.parameters())
     with trained_only(model, [parameter for parameter in model.parameters() if parameter not in classifier]):
         yield

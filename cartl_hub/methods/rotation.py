@@ -12,12 +12,13 @@ from .pretext import Pretext, num_features
 
 @dataclass(frozen=True, kw_only=True)
 class Rotation(Pretext):
-    """By how many quarters was the image turned, anticlockwise? (Gidaris et al., 2018, https://arxiv.org/abs/1803.07728)
+    """Predict by how many quarter turns the image was rotated, anticlockwise (Gidaris et al., 2018,
+    https://arxiv.org/abs/1803.07728).
 
     Each image is turned once in an epoch; the authors show all four turns of it in one batch, at four times the cost.
 
     Args:
-        augmentation: Before the turn; None for none.
+        augmentation: Augmentation before the rotation; None for none.
     """
 
     augmentation: Augmentation | None = field(default_factory=Augmentation)

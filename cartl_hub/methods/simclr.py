@@ -15,14 +15,14 @@ from .views import Views
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLR(Pretext):
-    """Which of all other views in the batch shows the same image? (Chen et al., 2020, https://arxiv.org/abs/2002.05709)
+    """Find the view in the batch that shows the same image (Chen et al., 2020, https://arxiv.org/abs/2002.05709).
 
     The loss is NT-Xent over the 2N views of the batch, those of other processes included. An ``attack`` perturbs all views
     together (as Jiang et al., 2020, https://arxiv.org/abs/2010.13337).
 
     Args:
         temperature: Temperature of the cosines, > 0.
-        dim: Width of what the projection gives; its hidden layer is as wide as the features.
+        dim: Width of the projection's output; its hidden layer is as wide as the features.
         views: Distribution of the views.
 
     Raises:
@@ -58,7 +58,7 @@ class SimCLR(Pretext):
 def similarities(outputs: Tensor, temperature: float) -> Tensor:
     """Cosines with the outputs of all processes, in their order, divided by the temperature; minus infinity with itself.
 
-    Gradients go through what came from other processes too. Each must hold the same number.
+    Gradients flow through the outputs of other processes too. Each process must hold the same number.
 
     Shape:
         [M, D] -> [M, processes * M].

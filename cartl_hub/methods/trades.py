@@ -24,8 +24,8 @@ class TRADES(Method):
 
     Args:
         beta: Weight of the divergence, > 0, a mean over the batch; the authors' 1 / lambda, 6 in most of their experiments.
-        attack: The inner maximisation; at the clean image the divergence has no gradient, so that it needs a random start.
-        num_blocks: Blocks to train, counted from the classifier; None is the whole network.
+        attack: Attack of the inner maximisation; it needs a random start, as the divergence has no gradient at the clean image.
+        num_blocks: Number of blocks to train, counted from the classifier; None is the whole network.
 
     Raises:
         ValueError: On values out of range, or an attack that starts at the image or maximises something else.

@@ -15,17 +15,17 @@ _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Random crop that is enlarged to the whole, mirror image, colour distortion and blur (Chen et al., 2020,
+    """Random crop resized to the full image, mirror image, colour distortion and blur (Chen et al., 2020,
     https://arxiv.org/abs/2002.05709), for a whole batch at once on its device.
 
     Two departures: the changes of colour have one order (brightness, contrast, saturation, hue) instead of a random one, and
-    hue turns in the colour plane of YIQ instead of HSV. Images that have not three channels change in brightness and contrast.
+    hue turns in the colour plane of YIQ instead of HSV. Images without three channels change only in brightness and contrast.
 
     Args:
         min_area: Smallest share of the image that a crop shows, in (0, 1].
         flip: Whether half of the views are mirrored. Wrong for digits and text.
-        colour: Strength of the colour distortion, in [0, 1]. Of the views 80 % are distorted: factors of 1 +- 0.8 times it for
-            brightness, contrast and saturation, and up to 0.2 times it of a turn for hue; then 20 % become grey. 0 for none.
+        colour: Strength of the colour distortion, in [0, 1]; 0 for none. 80 % of the views are distorted: factors of 1 +- 0.8
+            times it for brightness, contrast and saturation, and up to 0.2 times it of a turn for hue; then 20 % become grey.
         blur: Share of the views that are blurred, in [0, 1]: Gaussian, sigma 0.1 to 2 pixels, cut off at a twentieth of the
             height (at least a pixel).
 
@@ -44,7 +44,7 @@ class Views:
         check_number("blur", self.blur, (">=", 0), ("<=", 1))
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
-        """[B, C, H, W] in [0, 1], [B] -> [B, C, H, W] in [0, 1]."""
+        """Random view of each image: [B, C, H, W] in [0, 1], [B] -> [B, C, H, W] in [0, 1]."""
         with torch.autocast(images.device.type, enabled=False):  # pixels stay in fp32, whatever the network's precision
             images = self._cropped(images, keys)
             if self.colour:

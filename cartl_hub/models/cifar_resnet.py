@@ -27,8 +27,8 @@ class CifarResNet(ResNet):
     """ResNet for small images.
 
     Args:
-        block: timm's residual block.
-        layers: Blocks of each of the four stages.
+        block: Residual block class from timm.
+        layers: Number of blocks in each of the four stages.
         convex_blocks: Number of last blocks, counted from the classifier, that sum residuals as 0.5 shortcut + 0.5 branch
             (CARTL).
         kwargs: Arguments of timm's ``ResNet``.

@@ -22,7 +22,7 @@ class Prediction:
     """Most probable classes of one picture, best first.
 
     Args:
-        names: Label names, or class numbers as strings where the model has no names.
+        names: Label names, or class numbers as strings if the model has no names.
         probabilities: Probabilities of these classes, in [0, 1].
     """
 
@@ -40,12 +40,12 @@ class Classifier(nn.Module):
     ``pretrained_cfg`` and are not part of the weights: a saved backbone expects normalised input, as in timm.
 
     Args:
-        backbone: A timm model with a ``group_matcher``, e.g. ``timm.create_model("resnet18", num_classes=10)``.
-        architecture: timm's name of it; detected automatically for a model that ``timm.create_model`` made.
+        backbone: timm model with a ``group_matcher``, e.g. ``timm.create_model("resnet18", num_classes=10)``.
+        architecture: Name of the backbone in timm; detected automatically for a model from ``timm.create_model``.
         model_args: Arguments of ``timm.create_model`` beside ``num_classes``, as a saved config needs them.
         label_names: Name of each class.
         image_policy: Policy that turns pictures into inputs; by default as timm evaluates the backbone.
-        lineage: What the model was made from and how; JSON, saved with the model.
+        lineage: Record of what the model was made from and how; JSON, saved with the model.
 
     ``stored_as`` is the dtype of the weights in their file; they are float32 in memory
     (:func:`cartl_hub.weights.round_weights`).
@@ -131,7 +131,7 @@ class Classifier(nn.Module):
         """Logits: [B, C, H, W] in [0, 1] -> [B, K].
 
         Raises:
-            ValueError: If the images have another number of channels, which the constants would be spread over.
+            ValueError: If the images have another number of channels, over which the constants would be broadcast.
         """
         if images.shape[1] != self.image_policy.num_channels:
             raise ValueError(f"expected images with {self.image_policy.num_channels} channels, got {list(images.shape)}.")
@@ -142,12 +142,12 @@ class Classifier(nn.Module):
         """Names and probabilities for pictures of any size and form.
 
         Args:
-            pictures: One picture or a list of them: PIL images, paths, encoded bytes, arrays [H, W(, C)], tensors [C, H, W].
-            top: Number of classes to give for each.
-            batch_size: Pictures in one forward pass.
+            pictures: Picture or list of pictures: PIL images, paths, encoded bytes, arrays [H, W(, C)], tensors [C, H, W].
+            top: Number of classes to return for each picture.
+            batch_size: Number of pictures per forward pass.
 
         Raises:
-            ValueError: If a picture can't be read; the message holds its position. If weights aren't in fp32.
+            ValueError: If a picture can't be read; the message gives its position. If weights aren't in fp32.
         """
         check_dtype(self)
         if not isinstance(pictures, (list, tuple)):
@@ -171,7 +171,7 @@ class Classifier(nn.Module):
 
 
 def _input_size(backbone: nn.Module, size: Sequence[int]) -> tuple[int, int]:
-    """A ViT made for another ``img_size`` knows it; the others take what their config says."""
+    """Input size of a backbone: a ViT's own ``img_size``; for the others, what their config says."""
     img_size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
     height, width = img_size or size
     return int(height), int(width)
@@ -181,7 +181,7 @@ def create_model(name: str, **kwargs: Any) -> Classifier:
     """``timm.create_model`` with the normalisation inside.
 
     Args:
-        name: timm's name, e.g. "wrn28_4" or "resnet18".
+        name: Name of the architecture in timm, e.g. "wrn28_4" or "resnet18".
         kwargs: Arguments of ``timm.create_model``.
     """
     backbone = timm.create_model(name, **kwargs)

@@ -1,4 +1,4 @@
-"""What timm records of a network for 32x32 images."""
+"""Default timm config of a network for 32x32 images."""
 
 from typing import Any
 

@@ -25,13 +25,14 @@ class PreActResNet(nn.Module):
     """Pre-activation ResNet with a 3x3 stem and four stages of 64, 128, 256 and 512 channels.
 
     Args:
-        layers: Blocks of each stage.
-        num_classes: Number of classes; 0 for none.
-        in_chans: Channels of the images.
+        layers: Number of blocks in each stage.
+        num_classes: Number of classes; 0 for no classifier.
+        in_chans: Number of channels of the images.
         global_pool: Pooling before the classifier, as in timm.
-        drop_rate: Dropout before the classifier.
-        activated_shortcut: Shortcut convolutions read the activated input (He et al., Rice et al.), or the raw one (Wong et al.).
-        final_norm: Norm and activation before the pooling.
+        drop_rate: Dropout rate before the classifier.
+        activated_shortcut: Whether shortcut convolutions read the activated input (He et al., Rice et al.) or the raw one (Wong
+            et al.).
+        final_norm: Whether there are a norm and an activation before the pooling.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What may be said of a network in a file that came from elsewhere."""
+"""Checks of a network's settings in a file that came from elsewhere."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ _REFUSED = {*NOT_BUILT, "scriptable", "exportable", "no_jit"} - {"num_classes"} 
 
 
 def check_model_args(args: Any) -> None:
-    """Refuse arguments of ``timm.create_model`` that say where weights come from, or that would take all memory.
+    """Refuse arguments of ``timm.create_model`` that say where weights come from, or that would exhaust memory.
 
     Raises:
-        ValueError: On these, or on what is no mapping of plain values.
+        ValueError: On these, or on anything but a mapping of plain values.
     """
     if not isinstance(args, Mapping) or not all(isinstance(value, PLAIN) for value in args.values()):
         raise ValueError(f"model_args must be a mapping of plain values, got {args!r:.200}.")
@@ -29,7 +29,7 @@ def check_model_args(args: Any) -> None:
 
 
 def check_normalisation(mean: Any, std: Any) -> None:
-    """Refuse what is no normalisation of pixels in [0, 1].
+    """Refuse an invalid normalisation of pixels in [0, 1].
 
     Raises:
         ValueError: Unless both are one or three finite numbers, and those of ``std`` > 0.
@@ -42,7 +42,7 @@ def check_normalisation(mean: Any, std: Any) -> None:
 
 
 def check_sizes(value: Any) -> None:
-    """Refuse counts and sizes before memory is taken for them.
+    """Refuse too large counts and sizes before memory is allocated for them.
 
     Raises:
         ValueError: If a number in it is too large.

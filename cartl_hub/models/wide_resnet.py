@@ -39,12 +39,12 @@ class WideResNet(nn.Module):
 
     Args:
         depth: Number of convolutions, 6n + 4.
-        width: Channels of the three stages are 16, 32 and 64 times this.
-        num_classes: Number of classes; 0 for none.
-        in_chans: Channels of the images.
+        width: Factor of the channels: the three stages have 16, 32 and 64 times this.
+        num_classes: Number of classes; 0 for no classifier.
+        in_chans: Number of channels of the images.
         global_pool: Pooling before the classifier, as in timm.
-        drop_rate: Dropout before the classifier.
-        negative_slope: 0 is ReLU; CARTL's networks use a leaky ReLU of 0.1.
+        drop_rate: Dropout rate before the classifier.
+        negative_slope: Negative slope of the leaky ReLU; 0 is ReLU, CARTL's networks use 0.1.
         convex_blocks: Number of last blocks, counted from the classifier, that sum residuals as 0.5 shortcut + 0.5 branch
             (CARTL).
 

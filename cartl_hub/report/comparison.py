@@ -29,7 +29,7 @@ class Difference:
 
     @property
     def words(self) -> str:
-        """Better or worse are said only where the interval excludes 0."""
+        """The difference in words; "better" or "worse" only if the interval excludes 0."""
         return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference shown"
 
     def __str__(self) -> str:
@@ -41,10 +41,10 @@ class Entry:
     """One model in a row of the comparison.
 
     Args:
-        model: Its name in the comparison.
-        result: Its accuracy.
-        difference: From the reference; None for the reference itself and where a pairing would not be fair.
-        reason: Why there is no difference; empty where there is one, and for the reference.
+        model: Name of the model in the comparison.
+        result: Accuracy of the model.
+        difference: Difference from the reference; None for the reference itself and if a pairing would not be fair.
+        reason: Reason why there is no difference; empty if there is one, and for the reference.
     """
 
     model: str
@@ -58,9 +58,9 @@ class Measure:
     """One accuracy of all models that have it.
 
     Args:
-        name: "clean", "worst case" or that of an attack.
+        name: Name of the accuracy: "clean", "worst case" or that of an attack.
         threat: Threat model, e.g. "Linf 8/255"; empty for clean images.
-        entries: The first is the reference, where it has this accuracy.
+        entries: Entries of the models; the first is the reference, if it has this accuracy.
     """
 
     name: str
@@ -77,10 +77,10 @@ class Comparison:
     """Reports side by side; the first is the reference.
 
     Args:
-        models: A name for each, no two the same.
-        reports: As they were given.
-        measures: Clean, the worst cases, and attacks with one and the same settings in several reports.
-        notes: What a reader must know of the differences.
+        models: Unique name of each model.
+        reports: Reports, as given.
+        measures: Accuracies: clean, the worst cases, and attacks with the same settings in several reports.
+        notes: Remarks that a reader must know about the differences.
     """
 
     models: tuple[str, ...]
@@ -89,13 +89,13 @@ class Comparison:
     notes: tuple[str, ...]
 
     def check_rows(self) -> list[tuple[str, list[str]]]:
-        """Name of each check, and its status for each model; "" where a model has none of that name."""
+        """Name of each check, and its status for each model; "" if a model has no such check."""
         names = dict.fromkeys(check.name for report in self.reports for check in report.checks)
         found = [{check.name: check.status for check in report.checks} for report in self.reports]
         return [(name, [statuses.get(name, "") for statuses in found]) for name in names]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that the page states but the curves, which the reports hold."""
+        """Everything that the page states except the curves, which are in the reports."""
         return {
             "schema_version": 1,
             "reference": self.models[0],
@@ -146,7 +146,7 @@ def compare(reports: Sequence[Results]) -> Comparison:
     and under the same attacks. Elsewhere the comparison says why not.
 
     Args:
-        reports: Two or more; the first is the reference.
+        reports: Two or more reports; the first is the reference.
 
     Raises:
         ValueError: On fewer than two reports.
@@ -173,7 +173,7 @@ def save_comparison(reports: Sequence[Results], folder: str | Path) -> Compariso
 
     Args:
         reports: Reports, as for :func:`compare`.
-        folder: Folder to write to; made where it doesn't exist.
+        folder: Folder to write to; created if it doesn't exist.
     """
     comparison = compare(reports)
     folder = Path(folder)
@@ -184,7 +184,7 @@ def save_comparison(reports: Sequence[Results], folder: str | Path) -> Compariso
 
 
 def comparison_html(comparison: Comparison) -> str:
-    """The page: one file that asks for nothing else and runs no script."""
+    """The HTML page: a self-contained file without scripts."""
     curves = {name: report.curve for name, report in zip(comparison.models, comparison.reports, strict=True) if report.curve}
     norm = next(iter(curves.values())).norm if curves else ""
     return render(
@@ -195,7 +195,7 @@ def comparison_html(comparison: Comparison) -> str:
 
 
 def _names(reports: Sequence[Results]) -> tuple[str, ...]:
-    """Titles, numbered where several models have the same."""
+    """Titles, numbered if several models have the same."""
     titles = [report.title for report in reports]
     often, seen = Counter(titles), Counter[str]()
     names = []
@@ -208,7 +208,7 @@ def _names(reports: Sequence[Results]) -> tuple[str, ...]:
 def _measure(
     name: str, threat: str, models: Sequence[str], verdicts: Sequence[np.ndarray | None], reasons: Sequence[str]
 ) -> Measure:
-    """Accuracies of the models that have verdicts, each with its difference from the first where no reason stands against it."""
+    """Accuracies of the models that have verdicts, each with its difference from the first unless a reason speaks against it."""
     entries = []
     for position, (model, row, reason) in enumerate(zip(models, verdicts, reasons, strict=True)):
         if row is None:
@@ -224,7 +224,7 @@ def _measure(
 
 
 def _other_images(reference: Results, report: Results) -> str:
-    """Why two reports can't be compared image by image; empty where they can."""
+    """Reason why two reports can't be compared image by image; empty if they can."""
     ids = reference.data.get("id"), report.data.get("id")
     if None in ids:
         return "a report does not say which data it was measured on"
@@ -248,7 +248,7 @@ def _other_images(reference: Results, report: Results) -> str:
 
 
 def _other_attacks(reference: Results, report: Results, threat: str) -> str:
-    """Why the worst cases of two reports can't be compared; empty where the attacks and their settings are the same."""
+    """Reason why the worst cases of two reports can't be compared; empty if the attacks and their settings are the same."""
     if threat not in reference.worst_case or threat not in report.worst_case:
         return "the reference was not measured in this threat model"
     if reference.dropped or report.dropped:
@@ -262,13 +262,13 @@ def _other_attacks(reference: Results, report: Results, threat: str) -> str:
 
 
 def _settings(report: Results, attack: str) -> tuple[Any, bool] | None:
-    """What the figure of an attack depends on; None where the report has no such attack."""
+    """Settings that the figure of an attack depends on; None if the report has no such attack."""
     found = report.attacks.get(attack)
     return None if found is None else (found.attack, found.alone)
 
 
 def _notes(reports: Sequence[Results], models: Sequence[str]) -> Iterator[str]:
-    """What a reader must know of the differences."""
+    """Remarks that a reader must know about the differences."""
     for model, report in zip(models, reports, strict=True):
         if any(check.status == "fail" for check in report.checks):
             yield f"A check of {model} failed: its robust accuracy may be far too high, and so may any advantage that it shows."

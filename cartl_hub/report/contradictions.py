@@ -1,4 +1,4 @@
-"""What can't be in a report that somebody else wrote: above all a count that is not that of the verdicts."""
+"""Contradictions in a report that somebody else wrote: above all, counts that differ from the verdicts."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def contradictions(report: "Results") -> Iterator[str]:
-    """In words; those that follow from an earlier one are left out."""
+    """Contradictions in words; those that follow from an earlier one are left out."""
     in_table = list(_in_table(report))
     yield from in_table
     if not in_table:
@@ -29,7 +29,7 @@ def contradictions(report: "Results") -> Iterator[str]:
 
 
 def _in_table(report: "Results") -> Iterator[str]:
-    """Of the shape of the verdicts."""
+    """Contradictions in the shape of the verdicts."""
     verdicts, number, classes = report.verdicts, report.num_images, len(report.label_names)
     if verdicts.correct.keys() != {"clean", *report.attacks}:
         yield f"per_image: expected verdicts of clean images and of {len(report.attacks)} attacks"
@@ -47,7 +47,7 @@ def _in_table(report: "Results") -> Iterator[str]:
 
 
 def _in_counts(report: "Results") -> Iterator[str]:
-    """Of the figures, which follow from the verdicts."""
+    """Contradictions in the figures, which follow from the verdicts."""
     rows, number, labels = report.verdicts.correct, report.num_images, report.verdicts.labels
     standing = {threat: report.standing(threat) for threat in report.worst_case}
     for name, result in ({"clean": report.clean} | report.attacks | report.worst_case).items():

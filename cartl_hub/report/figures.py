@@ -1,4 +1,4 @@
-"""What was measured, as data: counts with their intervals, checks, and verdicts per image."""
+"""Measurements as data: counts with their intervals, checks, and verdicts per image."""
 
 import math
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, num_samples: int = 10_000, se
     Args:
         a: Verdicts, bool [N].
         b: Verdicts on the same images in the same order.
-        num_samples: Bootstrap samples.
-        seed: Of the samples.
+        num_samples: Number of bootstrap samples.
+        seed: Seed of the samples.
 
     Returns:
         Accuracy of ``a`` minus that of ``b``, and the ends of the interval, in [-1, 1].
@@ -55,7 +55,7 @@ class Accuracy:
 
     @property
     def accuracy(self) -> float:
-        """In [0, 1]."""
+        """Accuracy in [0, 1]."""
         return self.correct / self.num_images
 
     @property
@@ -68,25 +68,25 @@ class Accuracy:
 
     @property
     def interval_text(self) -> str:
-        """E.g. "52.2 to 54.2%"."""
+        """Interval in words, e.g. "52.2 to 54.2%"."""
         low, high = map(percent, self.interval)
         return f"{low} to {high}%"
 
 
 @dataclass(frozen=True)
 class AttackResult(Accuracy):
-    """Share of images that stand after an attack: classified correctly before it, and broken neither by it nor by an attack
+    """Share of images that survive an attack: classified correctly before it, and broken neither by it nor by an attack
     that ran before it on the same images.
 
     Args:
         attack: Settings of the attack, with its class under "name".
-        attacked: Images that it ran on.
-        rejected: Images that it moved out of [0, 1] or the ball; they count as not broken.
-        alone: The figure is the attack's own, as it had every correctly classified image; a longer run of the same attack has
-            the shorter one's result and needs only the images that stood it. Otherwise it ran on what other attacks had left,
-            and the figure is cumulative.
-        seconds: Wall time.
-        passes: Images that went through the model, with or without a gradient.
+        attacked: Number of images that it ran on.
+        rejected: Number of images that it moved out of [0, 1] or the ball; they count as not broken.
+        alone: Whether the figure is the attack's own, covering every correctly classified image; a longer run of the same attack
+            includes the shorter one's result and needs only the images that survived it. Otherwise it ran on what other attacks
+            had left, and the figure is cumulative.
+        seconds: Wall time in seconds.
+        passes: Number of images that went through the model, with or without a gradient.
     """
 
     attack: dict[str, Any]
@@ -98,12 +98,12 @@ class AttackResult(Accuracy):
 
     @property
     def threat(self) -> str:
-        """E.g. "Linf 8/255"."""
+        """Threat model, e.g. "Linf 8/255"."""
         return threat_text(self.attack["norm"], self.attack["eps"])
 
     @property
     def settings(self) -> str:
-        """Everything but the threat model, for people."""
+        """Settings except the threat model, in readable form."""
         shown = {key: value for key, value in self.attack.items() if key not in ("name", "norm", "eps")}
         if "step_size" in shown:
             shown["step_size"] = eps_text(self.attack["norm"], shown["step_size"])
@@ -117,7 +117,7 @@ class WorstCase(Accuracy):
     Args:
         norm: Norm of the ball.
         eps: Radius of the ball, in pixel units of [0, 1].
-        attacks: Names of the attacks in it; those of smaller radius belong to it.
+        attacks: Names of the attacks in it; those of smaller radius are included.
     """
 
     norm: str
@@ -132,8 +132,8 @@ class Curve:
     Args:
         norm: Norm of the ball.
         eps: Radii, from 0 upwards.
-        correct: Images that stood every radius up to this one.
-        num_images: Images that it was measured on, evenly spaced over those of the report.
+        correct: Number of images that survived every radius up to each one.
+        num_images: Number of images that it was measured on, evenly spaced over those of the report.
         attack: Settings of the attack.
         mean_eps: Radius up to which the mean is taken.
     """
@@ -156,7 +156,7 @@ class Curve:
 
     @property
     def mean_eps_text(self) -> str:
-        """E.g. "8/255"."""
+        """Radius ``mean_eps`` in words, e.g. "8/255"."""
         return eps_text(self.norm, self.mean_eps)
 
     @property
@@ -172,7 +172,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """Counts of one class: its images, those right when clean, those that no attack of the first threat model broke."""
+    """Counts of one class: its images, those correct when clean, those that no attack of the first threat model broke."""
 
     name: str
     num_images: int
@@ -190,15 +190,15 @@ class ClassAccuracy:
 
 @dataclass(frozen=True)
 class Check:
-    """Whether the numbers can be trusted, from one point of view.
+    """One check of whether the numbers can be trusted.
 
     Args:
         name: Name of the check.
-        status: What came out; "skipped" if it could not be made, or a budget left it out.
-        figures: Numbers it rests on; JSON.
-        meaning: A sentence for people.
-        remedy: What to do; empty where nothing is to be done.
-        num_images: Images that it was made on.
+        status: Outcome; "skipped" if it could not be made, or a budget left it out.
+        figures: Numbers that it rests on; JSON.
+        meaning: Sentence on what the outcome means.
+        remedy: Action to take; empty if there is nothing to do.
+        num_images: Number of images that it was made on.
     """
 
     name: str
@@ -211,15 +211,15 @@ class Check:
 
 @dataclass(frozen=True)
 class SourceResult:
-    """What the report of the source says, from which the model was fine-tuned.
+    """Figures from the report of the source that the model was fine-tuned from.
 
     Args:
         id: Id of the source.
         data: Id of the data that the source was measured on.
         threat: Threat model of its robust accuracy, e.g. "Linf 8/255".
-        clean: On images that aren't attacked.
+        clean: Accuracy on images that aren't attacked.
         robust: Accuracy in the worst case of the threat model.
-        attacks: That its robust accuracy stands against.
+        attacks: Attacks behind its robust accuracy.
     """
 
     id: str
@@ -236,13 +236,13 @@ class SourceResult:
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """Per image, in the order in which they were read.
+    """Verdicts per image, in the order in which they were read.
 
     Args:
-        indices: Position in the data, int64 [N].
+        indices: Positions in the data, int64 [N].
         labels: True classes, int64 [N].
-        correct: "clean" and each attack to bool [N]: classified correctly, for attacks also after it and those before it on
-            the same images.
+        correct: Mapping from "clean" and each attack to bool [N]: classified correctly, for attacks also after it and those
+            before it on the same images.
     """
 
     indices: np.ndarray
@@ -256,11 +256,11 @@ class Sample:
 
     Args:
         index: Position in the data.
-        label: True class, which is what the model says of the clean image.
-        predicted: Class that the model sees in the adversarial image.
+        label: True class, which the model predicts for the clean image.
+        predicted: Class that the model predicts for the adversarial image.
         attack: Name of the attack.
-        image: [C, H, W] in [0, 1].
-        adversarial: [C, H, W] in [0, 1].
+        image: Clean image, [C, H, W] in [0, 1].
+        adversarial: Adversarial image, [C, H, W] in [0, 1].
     """
 
     index: int
@@ -272,6 +272,6 @@ class Sample:
 
     @property
     def perturbation(self) -> np.ndarray:
-        """Stretched to [0, 1]; 0.5 is no change."""
+        """Perturbation stretched to [0, 1]; 0.5 is no change."""
         delta = self.adversarial - self.image
         return 0.5 + delta / max(2 * float(np.abs(delta).max()), 1e-12)

@@ -1,4 +1,4 @@
-"""A report for people: its folder of files with one HTML page, and its figures for the terminal."""
+"""A report in readable form: its folder of files with one HTML page, and its figures for the terminal."""
 
 import base64
 import csv
@@ -36,12 +36,12 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "skipped": "di
 def save_report(report: Results, folder: str | Path) -> None:
     """Write report.json, report.html, robustness, curve and classes as PNG and SVG, samples.png, curve.csv and per_image.csv.
 
-    All are on the disk before the first one is replaced, and report.json comes last. What an earlier report had and this one has
-    not is removed.
+    All are on the disk before the first one is replaced, and report.json comes last. Files of an earlier report that this one
+    lacks are removed.
 
     Args:
-        report: What was measured.
-        folder: Made where it doesn't exist.
+        report: Results to write.
+        folder: Folder to write to; created if it doesn't exist.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def save_report(report: Results, folder: str | Path) -> None:
 
 
 def _pictures(report: Results) -> dict[str, bytes]:
-    """Every plot that there is something to draw for, by the name of its file."""
+    """Every plot that there is data for, by file name."""
     drawn = {"robustness": plots.robustness(report)}
     if report.curve is not None:
         drawn["curve"] = plots.curve(report.curve)
@@ -95,7 +95,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def report_html(report: Results) -> str:
-    """The page: one file that asks for nothing else and runs no script."""
+    """The HTML page: a self-contained file without scripts."""
     return render(
         "report.html.j2",
         report=report,
@@ -133,7 +133,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def allowed(norm: str, eps: float) -> str:
-    """What an attacker may do in a ball, for who has never heard of norms."""
+    """Description of what an attacker may do in a ball, for readers who have never heard of norms."""
     if norm == "L2":
         return f"all pixel values together by up to {eps:.4g} (Euclidean length, where pixel values go from 0 to 1)"
     level = eps_text(norm, eps).partition("/")
@@ -201,7 +201,7 @@ def chart_lines(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
 
 
 def interval_words(share: float, ends: tuple[float, float]) -> str:
-    """E.g. "60.0% (52.1% to 67.4%)"."""
+    """Share with its interval, e.g. "60.0% (52.1% to 67.4%)"."""
     return f"{share:.1%} ({ends[0]:.1%} to {ends[1]:.1%})"
 
 
@@ -212,8 +212,8 @@ def ticks(largest: float) -> list[float]:
 
 
 def inline(pixels: np.ndarray, longest: int | None = None) -> str:
-    """[C, H, W] in [0, 1] with one or three channels, as the address of a picture; shrunk where a side has more than ``longest``
-    pixels."""
+    """Image [C, H, W] in [0, 1] with one or three channels, as the address of a picture; shrunk if a side has more than
+    ``longest`` pixels."""
     array, file = np.round(pixels * 255).astype(np.uint8), io.BytesIO()
     picture = Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
     if longest is not None:
@@ -250,5 +250,5 @@ def summary(report: Results) -> RenderableType:
 
 
 def plain(words: str, style: str = "") -> Text:
-    """Somebody's words on one line, without the codes that steer a terminal."""
+    """Somebody's words on one line, without terminal control codes."""
     return Text(printable(words), style)

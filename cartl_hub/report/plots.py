@@ -1,4 +1,4 @@
-"""Plots of a report. They are drawn without pyplot, so that no figure of the caller's is touched."""
+"""Plots of a report. They are drawn without pyplot, so that none of the caller's figures is touched."""
 
 import io
 import warnings
@@ -156,6 +156,6 @@ def _bar_axes(axes: Any, labels: list[str], meaning: str) -> None:
 
 
 def short(name: str, longest: int) -> str:
-    """One line; no control characters, which XML can't hold."""
+    """Name shortened to one line, without control characters, which XML can't hold."""
     shown = printable(name)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"

@@ -1,4 +1,4 @@
-"""From report.json to content that follows ``report.schema.json``."""
+"""Reads report.json into content that follows ``report.schema.json``."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ SCHEMA = "urn:cartl-hub:schema:report:2"  # the "$id" of report.schema.json
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """Content of a report.json that follows the schema, in the words of the present version.
+    """Content of a report.json that follows the schema, in the terms of the present version.
 
     Raises:
-        ValueError: If there is none, or it doesn't.
+        ValueError: If there is none, or it doesn't follow the schema.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -37,12 +37,12 @@ def read_content(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, reason: str) -> ValueError:
-    """For a report that can't be used."""
+    """Error for a report that can't be used."""
     return ValueError(f"expected a whole report in {path}, got a damaged one ({reason.removesuffix('.')}).")
 
 
 def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    """In the words of version 2: each attack's figure was its own, on every correctly classified image."""
+    """Convert to the terms of version 2: each attack's figure was its own, on every correctly classified image."""
     own = {"alone": True, "attacked": content["clean"]["correct"], "seconds": None, "passes": None}
     attacks = {name: own | result for name, result in content["attacks"].items()}
     new = {"$schema": SCHEMA, "schema_version": SCHEMA_VERSION, "attacks": attacks, "source": None, "dropped": []}

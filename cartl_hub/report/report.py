@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Report(Results):
-    """What :func:`cartl_hub.evaluation.evaluate` measured; its fields are those of :class:`cartl_hub.results.Results`."""
+    """Report of :func:`cartl_hub.evaluation.evaluate`; its fields are those of :class:`cartl_hub.report.results.Results`."""
 
     def save(self, folder: str | Path) -> None:
         """Write report.json, report.html, plots as PNG and SVG, curve.csv and per_image.csv.
 
-        Each file is replaced at once and report.json comes last: whenever the process dies, it is the old or the new one.
+        Each file is replaced atomically and report.json comes last: whenever the process dies, it is the old or the new one.
         """
         from .page import save_report  # draws with matplotlib, which whoever only reads reports need not wait for
 

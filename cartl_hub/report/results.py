@@ -1,4 +1,4 @@
-"""All that was measured of a model, also as the JSON that ``report.schema.json`` describes."""
+"""All measurements of a model, also as the JSON that ``report.schema.json`` describes."""
 
 import json
 import math
@@ -23,7 +23,7 @@ OTHER_BALLS = ("eps-order",)  # checks whose attacks go further
 
 
 def plain_json(value: Any, what: str) -> Any:
-    """The value as JSON gives it back.
+    """The value after a round trip through JSON.
 
     Raises:
         ValueError: If JSON can't hold it; the message names ``what``.
@@ -36,28 +36,28 @@ def plain_json(value: Any, what: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What was measured of a model; :class:`cartl_hub.report.Report` adds what people look at.
+    """Measurements of a model; :class:`cartl_hub.report.Report` adds the files and the table that people look at.
 
     Args:
-        context: What the caller says of the model: "id", "revision", "method", "notes" (a list), "command", ...
+        context: Information on the model from the caller: "id", "revision", "method", "notes" (a list), "command", ...
         data: Description of the data set.
         split: Split that was measured.
-        num_images: Images that were measured.
-        complete: Whether that is all of the data; otherwise its first images, or where ``data`` says "sampled_from" how many,
-            a sample: stratified, or as "sampled" says.
+        num_images: Number of images that were measured.
+        complete: Whether that is all of the data; otherwise its first images or, if ``data`` says "sampled_from" how many, a
+            sample: stratified, or as "sampled" says.
         seed: Seed of the random starts.
         label_names: Name of each class.
-        clean: On images that aren't attacked.
+        clean: Accuracy on images that aren't attacked.
         attacks: Results by name, in the order in which they ran.
         worst_case: Worst case by threat model, e.g. "Linf 8/255"; the first is the headline.
         curve: Accuracy against radius.
         per_class: Accuracies in the order of the classes; robust under the first threat model.
         environment: Versions, device, threads, seconds, date.
-        verdicts: Per image.
+        verdicts: Verdicts per image.
         checks: Checks of the numbers.
-        source: The source's own figures, where the model was fine-tuned from a source with a report.
-        dropped: What a budget left out, in words.
-        samples: Images to look at; they are in the files for people alone, loaded results have none.
+        source: The source's own figures, if the model was fine-tuned from a source with a report.
+        dropped: Parts that a budget left out, in words.
+        samples: Images to look at; they are in the readable files only, loaded results have none.
     """
 
     context: dict[str, Any]
@@ -98,13 +98,13 @@ class Results:
 
     @property
     def failed_checks(self) -> list[Check]:
-        """Those that say that the robust accuracy can't be trusted."""
+        """Checks that say that the robust accuracy can't be trusted."""
         return [check for check in self.checks if check.status == "fail"]
 
     @property
     def below(self) -> tuple[str, float, int] | None:
-        """What a check's attack in the ball of the headline left where that is less than the robust accuracy, although checks
-        are no measurements: its name, the share and the number of images; None where checks failed none or found no less."""
+        """Accuracy that a check's attack in the ball of the headline left, if lower than the robust accuracy, although checks
+        are no measurements: its name, the share and the number of images; None if no check failed, or none found less."""
         found = [
             (float(share), key.removeprefix(IN_BALL), check.num_images)
             for check in self.checks
@@ -116,12 +116,12 @@ class Results:
 
     @property
     def doubt(self) -> str:
-        """Why the robust accuracy should not be relied on, in sentences; empty where nothing speaks against it."""
+        """Reasons not to rely on the robust accuracy, in sentences; empty if there are none."""
         return " ".join(filter(None, (self.guess, self.mistrust)))
 
     @property
     def mistrust(self) -> str:
-        """Said where checks failed; otherwise empty."""
+        """Warning if checks failed; otherwise empty."""
         if not (failed := self.failed_checks):
             return ""
         less = ""
@@ -137,7 +137,8 @@ class Results:
 
     @property
     def guess(self) -> str:
-        """Said where clean accuracy, within its interval, is no more than one answer for all images gets; otherwise empty."""
+        """Warning if clean accuracy, within its interval, is no higher than the same answer for all images gets; otherwise
+        empty."""
         largest = max((row.num_images for row in self.per_class), default=0) / self.num_images
         if self.clean.interval[0] > largest:
             return ""
@@ -147,20 +148,20 @@ class Results:
         )
 
     def is_of(self, weights_sha256: str | None) -> bool:
-        """Whether it can be a report of these weights: it says so, or it doesn't say which ones it is about."""
+        """Whether it can be a report on these weights: it says so, or it doesn't say which ones it is about."""
         return self.context.get("weights_sha256") in (None, weights_sha256)
 
     @property
     def notes(self) -> list[str]:
-        """What the caller noted."""
+        """Notes from the caller."""
         notes = self.context.get("notes") or []
         return [notes] if isinstance(notes, str) else list(map(text, notes))
 
     def as_source(self, threat: str | None = None) -> SourceResult:
-        """What the report of a model that was fine-tuned from this one says of it.
+        """Figures of this model for the report of a model that was fine-tuned from it.
 
         Args:
-            threat: That of the other's headline; the own headline where this report doesn't know that one.
+            threat: Threat model of the other report's headline; this report's own headline if it doesn't know that one.
         """
         threat = threat if threat in self.worst_case else self.threat
         worst = self.worst_case[threat]
@@ -168,12 +169,12 @@ class Results:
         return SourceResult(self.title, str(self.data.get("id", "not stated")), threat, self.clean, robust, worst.attacks)
 
     def standing(self, threat: str) -> np.ndarray:
-        """Images that no attack of the threat model broke, bool [N]."""
+        """Surviving images, which no attack of the threat model broke, bool [N]."""
         return np.logical_and.reduce([self.verdicts.correct[name] for name in self.worst_case[threat].attacks])
 
     @property
     def sentence(self) -> str:
-        """What was measured."""
+        """One sentence on what was measured."""
         model = self.title + (f" (revision {self.context['revision']})" if self.context.get("revision") else "")
         data = str(self.data.get("id", "the data")) + (
             f" (revision {self.data['revision']})" if self.data.get("revision") else ""
@@ -201,12 +202,12 @@ class Results:
         return sorted(present, key=lambda row: (row.robust.accuracy, row.clean.accuracy))
 
     def ranked_checks(self) -> list[Check]:
-        """Failures first, then warnings, passes, and what was skipped."""
+        """Checks in order: failures, warnings, passes, then those skipped."""
         return sorted(self.checks, key=lambda check: ("fail", "warn", "pass", "skipped").index(check.status))
 
     @property
     def made_checks(self) -> list[Check]:
-        """Those that were made, failures first; none where there is but the second verdict, which comes with the attacks."""
+        """Checks that were made, failures first; none if there is only the second verdict, which comes with the attacks."""
         made = [check for check in self.ranked_checks() if check.status != "skipped"]
         alone = [(check.name, check.status) for check in made] == [("second-verdict", "pass")]
         return [] if alone else made
@@ -215,7 +216,7 @@ class Results:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read report.json; it has everything but the samples.
+        """Read report.json; it has everything except the samples.
 
         Raises:
             ValueError: If there is no report that this version can read.
@@ -227,7 +228,7 @@ class Results:
         return report
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the samples, with accuracies and intervals written out."""
+        """Everything except the samples, with accuracies and intervals written out."""
         curve, verdicts, source = self.curve, self.verdicts, self.source
         return {
             "$schema": SCHEMA,
@@ -260,7 +261,7 @@ class Results:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """What :meth:`to_json` gave."""
+        """Results from what :meth:`to_json` returned."""
         same = ("context", "data", "split", "num_images", "complete", "seed", "environment")
         curve, source, rows = content["curve"], content["source"], content["per_image"]
         return cls(
@@ -291,6 +292,6 @@ def _with_accuracy(result: Accuracy) -> dict[str, Any]:
 
 
 def _without_accuracy(kind: type, content: Mapping[str, Any]) -> Any:
-    """Figures that follow from others are left out; JSON's lists were tuples."""
+    """Build a figure without the values that follow from others; JSON's lists were tuples."""
     kept = {key: value for key, value in content.items() if key not in ("accuracy", "interval", "mean")}
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()})

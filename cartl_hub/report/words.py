@@ -12,12 +12,12 @@ def eps_text(norm: str, eps: float) -> str:
 
 
 def threat_text(norm: str, eps: float) -> str:
-    """E.g. "Linf 8/255"."""
+    """A threat model in words, e.g. "Linf 8/255"."""
     return f"{norm} {eps_text(norm, eps)}"
 
 
 def percent(share: float) -> str:
-    """With one digit, and more where that would read 0 or 100 without being it."""
+    """A share in percent with one digit, and more if that would read 0 or 100 without being it."""
     digits = next((digits for digits in (1, 2, 3) if round(100 * share, digits) not in (0, 100)), 1)
     return f"{100 * share:.{digits}f}"
 
@@ -27,10 +27,10 @@ NO_CHECK = "no check was made of whether the attacks were as strong as they can 
 
 
 def few_made(num_images: Sequence[int]) -> str:
-    """What to add to the number of checks that passed: a few say little, and so do few images.
+    """Caveat on the number of checks that passed: a few say little, and so do few images.
 
     Args:
-        num_images: Of each check that was made.
+        num_images: Number of images of each check that was made.
     """
     if len(num_images) <= FEW_CHECKS:
         return "; most were not made"
@@ -38,13 +38,12 @@ def few_made(num_images: Sequence[int]) -> str:
 
 
 def printable(words: str, keep: str = "") -> str:
-    """Somebody's words without control characters but those to ``keep``, and without those that turn the direction of what
-    follows."""
+    """Somebody's words without control characters except those to ``keep``, and without those that change the text direction."""
     return "".join(letter if letter.isprintable() or letter in keep else " " for letter in words)
 
 
 def text(value: Any) -> str:
-    """Any JSON, for people."""
+    """Any JSON in readable form."""
     match value:
         case None:
             return "none"

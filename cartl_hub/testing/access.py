@@ -1,4 +1,4 @@
-"""Who asks, and what they may do."""
+"""Users of the Hub, and their rights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Right = Literal["see", "read", "propose", "write"]
 
 @dataclass(frozen=True)
 class User:
-    """Who holds a token.
+    """Holder of a token.
 
     Args:
-        name: Also a namespace that the user owns.
-        role: What the token allows: ``read`` sees private repositories, ``write`` also changes them.
+        name: Name of the user, and of a namespace that the user owns.
+        role: Role of the token: ``read`` sees private repositories, ``write`` also changes them.
         organizations: Other namespaces that the user owns.
     """
 
@@ -33,10 +33,10 @@ class User:
 
 
 def find_user(tokens: Mapping[str, User], request: Request) -> User | None:
-    """Who asks; None for a request without a token.
+    """User who sends a request; None for a request without a token.
 
     Raises:
-        HubError: 401 for an unknown token.
+        HubError: With 401 for an unknown token.
     """
     header = request.headers.get("Authorization")
     if header is None:
@@ -58,10 +58,10 @@ def find_repository(hub: "LocalHub", request: Request, kinds: str, repo_id: str,
     """The repository, for somebody who may ``see`` it, ``read`` its files, ``propose`` changes or ``write`` to it.
 
     Args:
-        kinds: ``models``, ``datasets`` or ``spaces``.
+        kinds: Kind of repository: ``models``, ``datasets`` or ``spaces``.
 
     Raises:
-        HubError: 401, 403 or 404.
+        HubError: With 401, 403 or 404.
     """
     user = find_user(hub.tokens, request)
     repository = hub.repositories.get((kinds.removesuffix("s"), repo_id))
@@ -82,10 +82,10 @@ def find_repository(hub: "LocalHub", request: Request, kinds: str, repo_id: str,
 
 
 def find_namespace(hub: "LocalHub", request: Request, namespace: str | None) -> str:
-    """Where somebody may create and delete repositories; by default in the namespace of their own.
+    """Namespace in which somebody may create and delete repositories; by default their own.
 
     Raises:
-        HubError: 401 or 403.
+        HubError: With 401 or 403.
     """
     user = signed_in(hub.tokens, request)
     if user.role != "write" or not user.owns(namespace or user.name):
@@ -98,7 +98,7 @@ def sees(user: User | None, repository: Repository) -> bool:
 
 
 def not_found(user: User | None) -> HubError:
-    """As the Hub says it: to strangers, a private repository and none are the same."""
+    """The Hub's error for a repository that is not found: to strangers, a private repository and none are the same."""
     if user is None:
         return HubError(401, "Invalid username or password.", "RepoNotFound")
     return HubError(404, "Repository not found", "RepoNotFound")

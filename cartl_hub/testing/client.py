@@ -18,7 +18,7 @@ _WAITING = ("huggingface_hub.utils._http", "huggingface_hub.file_download")  # m
 
 
 def client_environment(endpoint: str, cache: Path, token: str | None, xet: bool) -> dict[str, str]:
-    """Variables that make a process use ``endpoint``, and nothing of the user's token and cache."""
+    """Variables that make a process use ``endpoint``, without the user's token and cache."""
     hosts = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"]))
     return {
         "HF_ENDPOINT": endpoint,
@@ -50,8 +50,8 @@ def connected(environment: Callable[[Path], Mapping[str, str]], cache: str | Pat
     """Have the client in this process behave as if it had been imported with this environment.
 
     Args:
-        environment: Variables for a cache folder.
-        cache: The folder; None makes a temporary one.
+        environment: Function from a cache folder to the variables.
+        cache: Cache folder; None makes a temporary one.
         backoff: Whether the client waits before it tries again.
     """
     from huggingface_hub.hf_api import api
@@ -101,7 +101,7 @@ def _replace(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def _read_settings(name: str) -> dict[str, Any]:
-    """What a module of settings would hold if it were imported now."""
+    """Values that a module of settings would hold if it were imported now."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def answer_discussion(hub: "LocalHub", repository: Repository, request: Request, rest: tuple[str, ...]) -> Reply:
-    """Below ``discussions``."""
+    """Answer requests below ``discussions``."""
     match (request.method, *rest):
         case ("GET",):
             return _list(hub, repository, request)
@@ -37,7 +37,7 @@ def answer_discussion(hub: "LocalHub", repository: Repository, request: Request,
 
 
 def _list(hub: "LocalHub", repository: Repository, request: Request) -> Reply:
-    """One page of them, the newest first."""
+    """One page of discussions, the newest first."""
     kind, status = request.query.get("type", ["all"])[0], request.query.get("status", ["all"])[0]
     authors = request.query.get("author", [])
     found = [

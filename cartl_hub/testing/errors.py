@@ -8,11 +8,11 @@ class HubError(Exception):
     """A request that the Hub refuses.
 
     Args:
-        status: Of HTTP.
-        message: For people.
-        code: What clients tell their exceptions apart by, such as ``EntryNotFound``.
-        headers: More of them.
-        body: What the reply holds beside the message.
+        status: HTTP status.
+        message: Message for the user.
+        code: Code by which clients tell their exceptions apart, such as ``EntryNotFound``.
+        headers: Additional headers.
+        body: Content of the reply beside the message.
     """
 
     def __init__(

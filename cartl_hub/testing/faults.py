@@ -1,4 +1,4 @@
-"""Faults of the network and of the server, for tests of what a client makes of them."""
+"""Faults of the network and of the server, for tests of how a client handles them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,16 +27,16 @@ class Fault:
     ========== ==================================================================================================
 
     Args:
-        kind: One of the above.
-        method: Of HTTP, or ``*``.
-        path: Pattern of the path as it is sent, without the query, such as ``*/resolve/*/model.safetensors``; ``*`` also stands
-            for slashes. The bytes of LFS files come from ``/cdn/<type>s/<repository>/<commit>/<path>``.
-        at: Which of the matching requests is the first to suffer, from 1.
-        times: How many do from then on; ``math.inf`` for all.
-        status: 500, 503, 429 ...
-        retry_after: Seconds, for the header of that name.
-        offset: In bytes; None is the middle of the body.
-        delay: In seconds.
+        kind: Kind of fault, one of the above.
+        method: HTTP method, or ``*``.
+        path: Pattern of the path as it is sent, without the query, such as ``*/resolve/*/model.safetensors``; ``*`` also matches
+            slashes. The bytes of LFS files come from ``/cdn/<type>s/<repository>/<commit>/<path>``.
+        at: Number of the first matching request that is hit, from 1.
+        times: Number of requests hit from then on; ``math.inf`` for all.
+        status: HTTP status, e.g. 500, 503 or 429.
+        retry_after: Seconds for the ``Retry-After`` header.
+        offset: Offset in bytes; None is the middle of the body.
+        delay: Delay in seconds.
 
     Raises:
         ValueError: On an unknown kind, or numbers out of range.
@@ -66,9 +66,9 @@ class Injection:
     """A fault in force.
 
     Args:
-        fault: Which.
-        matched: Requests so far that it could have hit.
-        hits: Requests that it hit. A test whose fault has none tests nothing.
+        fault: The fault.
+        matched: Number of requests so far that it could have hit.
+        hits: Number of requests that it hit. A test whose fault has none tests nothing.
     """
 
     fault: Fault
@@ -76,7 +76,7 @@ class Injection:
     hits: int = 0
 
     def strikes(self, method: str, path: str) -> bool:
-        """Count a request and say whether it suffers."""
+        """Count a request and return whether it is hit."""
         if not (fnmatchcase(method, self.fault.method) and fnmatchcase(path, self.fault.path)):
             return False
         self.matched += 1

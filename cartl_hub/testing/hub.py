@@ -22,19 +22,19 @@ from .tree import check_path, is_lfs, make_file
 class LocalHub:
     """A Hub on 127.0.0.1 that the real ``huggingface_hub`` client can use, while in a ``with`` block.
 
-    What it holds lies in memory. It outlives the block: entered again, the hub has the same address and the same repositories.
+    Its content is kept in memory and outlives the block: entered again, the hub has the same address and the same repositories.
 
     Args:
-        port: 0 takes a free one.
+        port: Port to listen on; 0 takes a free one.
         tokens: Users by token, beside :attr:`write_token` (user ``writer``, who also owns the namespace ``org``) and
             :attr:`read_token` (user ``reader``, who owns nothing).
         xet: Whether large files go through xet, as they do by default on the real Hub. It needs ``hf_xet``, and the client on
             this machine; without it, clients must have xet off.
-        page_size: Entries of a list that come with one reply.
+        page_size: Number of list entries in one reply.
 
     Attributes:
-        repositories: By type (``model``, ``dataset``, ``space``) and id.
-        requests: What came in, in the order of the replies.
+        repositories: Repositories by type (``model``, ``dataset``, ``space``) and id.
+        requests: Requests that came in, in the order of the replies.
     """
 
     write_token = "hf_writer"
@@ -86,24 +86,24 @@ class LocalHub:
 
     @property
     def endpoint(self) -> str:
-        """What clients take for https://huggingface.co."""
+        """Address that clients use in place of https://huggingface.co."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def content_endpoint(self) -> str:
-        """Where LFS files are: the same server, which is another origin for clients."""
+        """Address of LFS files: the same server, which is another origin for clients."""
         return f"http://localhost:{self.port}"
 
     def url(self, repo_id: str, repo_type: str = "model") -> str:
-        """Of the page that a repository would have."""
+        """Address of the page that a repository would have."""
         return f"{self.endpoint}/{'' if repo_type == 'model' else f'{repo_type}s/'}{repo_id}"
 
     def environment(self, cache: str | Path, *, token: str | None = None, xet: bool = False) -> dict[str, str]:
         """Variables that make another process use this hub, to be added to ``os.environ``.
 
         Args:
-            cache: Folder for all that the client keeps.
-            token: Nobody's by default.
+            cache: Folder for everything that the client keeps.
+            token: Token that the client sends; none by default.
             xet: Whether the client uses xet.
         """
         return client_environment(self.endpoint, Path(cache), token, xet)
@@ -114,8 +114,8 @@ class LocalHub:
         """Make ``huggingface_hub`` and ``datasets`` in this process use this hub inside a ``with`` block.
 
         Args:
-            token: Nobody's by default.
-            cache: Folder for all that the client keeps; by default a temporary one. The block gets it.
+            token: Token that the client sends; none by default.
+            cache: Folder for everything that the client keeps; by default a temporary one. The block gets it.
             xet: Whether the client uses xet.
             backoff: Whether the client waits before it tries again. False makes tests of faults fast.
         """
@@ -133,15 +133,15 @@ class LocalHub:
         gated: Gated = False,
         checked: bool = True,
     ) -> Repository:
-        """Create a repository and commit files to it, past all rights.
+        """Create a repository and commit files to it, bypassing all rights.
 
         Args:
-            repo_id: ``namespace/name``.
-            files: By path.
-            repo_type: ``model``, ``dataset`` or ``space``.
+            repo_id: Id of the repository, ``namespace/name``.
+            files: Files by path.
+            repo_type: Type of the repository: ``model``, ``dataset`` or ``space``.
             private: Whether only its owners see it.
             gated: Whether its files need permission: ``add_repo(...).granted`` is the set of users who have it.
-            checked: False plants paths that no Hub accepts, such as ``../evil``, to test what a loader makes of them.
+            checked: Whether to check paths. False allows paths that no Hub accepts, such as ``../evil``, to test loaders.
         """
         repository = Repository(repo_id, repo_type, private=private, gated=gated)
         if files:
@@ -161,7 +161,7 @@ class LocalHub:
         return {path: file.content for path, file in files.items() if path != ".gitattributes"}
 
     def commits(self, repo_id: str, revision: str = "main", *, repo_type: str = "model") -> list[Commit]:
-        """The newest first; the last one is the Hub's own."""
+        """Commits, the newest first; the last one is the Hub's own."""
         repository = self.repo(repo_id, repo_type)
         return list(repository.history(repository.resolve(revision)))
 
@@ -175,17 +175,17 @@ class LocalHub:
         title: str = "Edit",
         checked: bool = True,
     ) -> Commit:
-        """Commit to a branch, past all rights.
+        """Commit to a branch, bypassing all rights.
 
         Args:
             files: Contents by path; None deletes a file.
-            checked: False plants paths that no Hub accepts.
+            checked: Whether to check paths. False allows paths that no Hub accepts.
         """
         with self._lock:
             return _commit(self.repo(repo_id, repo_type), revision, files, title, checked)
 
     def corrupt(self, repo_id: str, path: str, offset: int = -1, *, repo_type: str = "model") -> None:
-        """Flip a bit of a stored file wherever it is the one at the tip of main; its hashes stay as they were."""
+        """Flip a bit of the file at the tip of main, wherever it is stored; its hashes stay as they were."""
         with self._lock:
             repository = self.repo(repo_id, repo_type)
             file = repository.resolve("main").files[path]
@@ -198,13 +198,13 @@ class LocalHub:
 
     @contextmanager
     def fault(self, fault: Fault) -> Iterator[Injection]:
-        """Have something go wrong inside the block; the block gets the count of requests that it hit."""
+        """Apply a fault inside the block; the block gets the count of requests that it hit."""
         with self._faults.injected(fault) as injection:
             yield injection
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Out of reach inside the block; afterwards back at the same address, with all that it held."""
+        """Make the hub unreachable inside the block; afterwards it is back at the same address, with all its content."""
         self._stop()
         try:
             yield
@@ -212,7 +212,7 @@ class LocalHub:
             self._start()
 
     def xet_folder(self, repository: Repository) -> Path:
-        """Where xet keeps the chunks of a repository: one folder each, since it locks them."""
+        """Folder in which xet keeps the chunks of a repository: one folder each, since it locks them."""
         assert self._folder is not None
         return self._folder / f"{repository.type}s" / repository.id
 

@@ -15,7 +15,7 @@ _STRING_LISTS = ("license", "language", "tags", "datasets", "metrics", "base_mod
 
 
 def card_metadata(text: str) -> dict[str, Any]:
-    """The metadata of a card; empty where there is none or none that can be read."""
+    """The metadata of a card; empty if there is none or it can't be read."""
     try:
         metadata = _parse(text)
     except ValueError:
@@ -24,7 +24,7 @@ def card_metadata(text: str) -> dict[str, Any]:
 
 
 def card_errors(text: str) -> list[str]:
-    """What is wrong with the metadata of a card, as the Hub would say it."""
+    """Errors in the metadata of a card, in the Hub's words."""
     try:
         metadata = _parse(text)
     except ValueError as error:
@@ -51,8 +51,8 @@ def hub_tags(metadata: Mapping[str, Any], paths: Iterable[str]) -> list[str]:
     """The tags of a card and those that the Hub adds.
 
     Args:
-        metadata: Of the card.
-        paths: Of the files in the repository.
+        metadata: Metadata of the card.
+        paths: Paths of the files in the repository.
     """
     tags = [metadata.get("library_name"), *as_list(metadata.get("tags")), metadata.get("pipeline_tag")]
     if any(path.endswith(".safetensors") for path in paths):
@@ -68,7 +68,7 @@ def hub_tags(metadata: Mapping[str, Any], paths: Iterable[str]) -> list[str]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """What cards may give as one value or as several."""
+    """A value that cards may give as one or several, as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -86,7 +86,7 @@ def _parse(text: str) -> Any:
 
 
 def _index_errors(index: Any) -> list[str]:
-    """Of ``model-index``, the results of evaluations."""
+    """Errors in ``model-index``, the results of evaluations."""
     if not isinstance(index, list):
         return ['"model-index" must be an array']
     errors = []

@@ -32,7 +32,7 @@ def info(repository: Repository, request: Request, revision: str) -> Reply:
 
 
 def list_repositories(hub: "LocalHub", request: Request, kinds: str) -> Reply:
-    """The repositories of one type that pass the filters, in the order of their creation unless it is asked for another."""
+    """The repositories of one type that pass the filters, in order of creation unless another order is requested."""
     query = request.query
     if unknown := query.keys() - {*_FILTERS, "sort", "direction", "limit", "cursor", "full", "config", "cardData", "expand"}:
         raise HubError(400, f"LocalHub can't list by {', '.join(sorted(unknown))}")
@@ -51,7 +51,7 @@ def list_repositories(hub: "LocalHub", request: Request, kinds: str) -> Reply:
 
 
 def _describe(repository: Repository, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
-    """All that the Hub says of a repository at a commit."""
+    """The Hub's full description of a repository at a commit."""
     card = commit.files.get("README.md")
     metadata = card_metadata(card.content.decode(errors="replace")) if card else {}
     return {
@@ -134,7 +134,7 @@ def tree(hub: "LocalHub", repository: Repository, request: Request, revision: st
 
 
 def paths_info(repository: Repository, request: Request, revision: str) -> Reply:
-    """Of the paths in a form; those that don't exist are left out."""
+    """Information on the paths in a form; those that don't exist are left out."""
     commit = repository.resolve(revision)
     form = parse_qs(request.body.decode())
     expand = form.get("expand", [""])[0].lower() == "true"
@@ -216,7 +216,7 @@ def content(hub: "LocalHub", request: Request, kinds: str, repo_id: str, oid: st
 
 
 def _ranged(request: Request, file: File, headers: Mapping[str, str]) -> Reply:
-    """A file, or the range of its bytes that is asked for."""
+    """A file, or the requested range of its bytes."""
     headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
     asked = re.fullmatch(r"bytes=(\d+)-(\d*)|bytes=-(\d+)", request.headers.get("Range", ""))
     if not asked:

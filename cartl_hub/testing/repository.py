@@ -1,4 +1,4 @@
-"""What a Hub keeps of a repository: commits, references and discussions. Pure state, without HTTP."""
+"""State of a repository on a Hub: commits, references and discussions, without HTTP."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,12 +19,12 @@ class Commit:
     """One commit.
 
     Args:
-        oid: 40 hexadecimal digits.
-        parent: Oid of the commit before.
+        oid: Hash of the commit, 40 hexadecimal digits.
+        parent: Oid of the previous commit.
         title: First line of the message.
-        description: The rest of it.
+        description: Rest of the message.
         author: Name of a user.
-        date: In UTC.
+        date: Date in UTC.
         files: All files by path, not only the changed ones.
     """
 
@@ -43,7 +43,7 @@ class Discussion:
 
     Args:
         base: Oid of the commit that a pull request started from; None for a discussion.
-        events: As the Hub shows them, the oldest first.
+        events: Events as the Hub shows them, the oldest first.
         merge_commit: Oid of the commit that merged it.
     """
 
@@ -80,11 +80,11 @@ class Repository:
     """A model, data set or space. Like the Hub's, it starts with a commit of ``.gitattributes``.
 
     Args:
-        repo_id: ``namespace/name``.
-        repo_type: ``model``, ``dataset`` or ``space``.
+        repo_id: Id of the repository, ``namespace/name``.
+        repo_type: Type of the repository: ``model``, ``dataset`` or ``space``.
         private: Whether only its owners see it.
         gated: Whether only its owners and the users in ``granted`` get its files.
-        author: Of the first commit.
+        author: Author of the first commit.
     """
 
     def __init__(self, repo_id: str, repo_type: str, *, private: bool = False, gated: Gated = False, author: str = "hub") -> None:
@@ -109,7 +109,7 @@ class Repository:
         """The commit of a branch, a tag, a full reference, an oid or its first digits (7 or more).
 
         Raises:
-            HubError: 404 ``RevisionNotFound``.
+            HubError: With 404 ``RevisionNotFound``.
         """
         for ref in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision):
             if ref in self.refs:
@@ -124,7 +124,7 @@ class Repository:
         """The reference that a commit to ``revision`` moves.
 
         Raises:
-            HubError: 404 ``RevisionNotFound`` if it is neither a branch nor a pull request.
+            HubError: With 404 ``RevisionNotFound`` if it is neither a branch nor a pull request.
         """
         for ref in (f"refs/heads/{revision}", revision):
             if ref in self.refs and not ref.startswith("refs/tags/"):
@@ -135,7 +135,7 @@ class Repository:
         """Create a branch or a tag.
 
         Raises:
-            HubError: 409 if it exists.
+            HubError: With 409 if it exists.
         """
         if ref in self.refs:
             raise HubError(409, f"Reference already exists: {ref}")
@@ -159,7 +159,7 @@ class Repository:
         return self.commits[oid]
 
     def history(self, commit: Commit) -> Iterator[Commit]:
-        """``commit`` and what came before it, the newest first."""
+        """History of ``commit``, itself included, the newest first."""
         oid: str | None = commit.oid
         while oid:
             yield self.commits[oid]
@@ -201,7 +201,7 @@ class Repository:
         """Put what a pull request changed on main.
 
         Raises:
-            HubError: 400 for one that is not open, 409 on conflicts.
+            HubError: With 400 for one that is not open, 409 on conflicts.
         """
         if discussion.base is None or discussion.status != "open":
             raise HubError(400, f"Expected an open pull request, got {discussion.num}, which is {discussion.status}")
@@ -226,14 +226,14 @@ def apply(
     """The files after the operations of a commit.
 
     Args:
-        repository: Holds the LFS objects.
-        files: Before.
+        repository: Repository that holds the LFS objects.
+        files: Files before the commit.
         operations: Pairs of ``file`` (with a ``content`` in bytes), ``lfsFile``, ``deletedFile`` or ``deletedFolder``, and
             their values.
 
     Raises:
-        HubError: 400 on bad paths, unknown operations and LFS objects that were not uploaded; 404 ``EntryNotFound`` on
-            deletions of what is not there.
+        HubError: With 400 on bad paths, unknown operations and LFS objects that were not uploaded; 404 ``EntryNotFound`` on
+            deletions of missing entries.
     """
     changed = dict(files)
     for kind, value in operations:
@@ -275,5 +275,5 @@ def _no_revision(revision: str) -> HubError:
 
 
 def timestamp(date: datetime) -> str:
-    """As the Hub writes it: 2024-01-31T12:00:00.000Z."""
+    """A date as the Hub writes it: 2024-01-31T12:00:00.000Z."""
     return date.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""What the Hub answers, path by path, and the right that each path needs."""
+"""Replies of the Hub, path by path, and the right that each path needs."""
 
 import re
 from typing import TYPE_CHECKING
@@ -64,7 +64,7 @@ def answer(hub: "LocalHub", request: Request) -> Reply:
 
 
 def _answer_repository(hub: "LocalHub", request: Request, kinds: str, repo_id: str, rest: tuple[str, ...]) -> Reply:
-    """Below ``/api/models/<repo_id>`` and its like."""
+    """Answer requests below ``/api/models/<repo_id>`` and the like."""
 
     def found(right: Right) -> Repository:
         return find_repository(hub, request, kinds, repo_id, right)

@@ -1,4 +1,4 @@
-"""HTTP on loopback: requests in, replies out, and what goes wrong between. Knows nothing of repositories."""
+"""HTTP on loopback: requests in, replies out, and faults in between. It knows nothing about repositories."""
 
 import json
 import logging
@@ -26,10 +26,10 @@ _RESET = struct.pack("ii", 1, 0)  # linger for 0 s: close() sends RST in place o
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came.
+    """A request as it was received.
 
     Args:
-        path: As sent, without the query: quoted slashes are still quoted.
+        path: Path as sent, without the query: quoted slashes are still quoted.
     """
 
     method: str
@@ -40,7 +40,7 @@ class Request:
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """Of the path, unquoted, so that a branch may have a slash in its name."""
+        """Segments of the path, unquoted, so that a branch may have a slash in its name."""
         return tuple(unquote(segment, errors="surrogateescape") for segment in self.path.split("/")[1:])
 
     def json(self) -> Any:
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes back; to a HEAD request without its body."""
+    """A reply; a HEAD request gets it without its body."""
 
     body: bytes = b""
     status: int = 200
@@ -64,9 +64,9 @@ class Seen:
     """A request that came in; the token itself is not kept.
 
     Args:
-        path: As sent, without the query.
-        query: As sent.
-        status: Of the reply; None if there was none, for a request that was not carried out.
+        path: Path as sent, without the query.
+        query: Query as sent.
+        status: Status of the reply; None if there was none, for a request that was not carried out.
         authorized: Whether there was an Authorization header.
         fault: Kind of the fault that hit it.
     """
@@ -80,10 +80,10 @@ class Seen:
 
 
 def parse_json(text: bytes) -> Any:
-    """A JSON body.
+    """Parse a JSON body.
 
     Raises:
-        HubError: 400.
+        HubError: With 400 if it can't be parsed.
     """
     try:
         return json.loads(text or b"{}")
@@ -102,14 +102,14 @@ def error_reply(error: HubError) -> Reply:
 
 
 class Server(ThreadingHTTPServer):
-    """A server of 127.0.0.1, running from its creation until :meth:`stop`.
+    """A server on 127.0.0.1, running from its creation until :meth:`stop`.
 
     Args:
-        port: 0 takes a free one.
-        answer: Makes the replies, in several threads at once.
-        faults: In force.
-        seen: Gets what came in, before it is replied to.
-        errors: Gets what ``answer`` raised, except for :class:`HubError`; the client gets a 500.
+        port: Port to listen on; 0 takes a free one.
+        answer: Function that makes the replies, in several threads at once.
+        faults: Faults in force.
+        seen: List that gets each request before the reply.
+        errors: List that gets the exceptions of ``answer``, except for :class:`HubError`; the client gets a 500.
     """
 
     daemon_threads = False  # server_close() waits for them, so that no error comes late
@@ -140,7 +140,7 @@ class Server(ThreadingHTTPServer):
         return connection, address
 
     def shutdown_request(self, request: Any) -> None:
-        """Without the FIN of the base class, which would come before a RST."""
+        """Shut down without the FIN of the base class, which would come before a RST."""
         self.connections.discard(request)
         self.close_request(request)
 
@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
     def _read_body(self) -> bytes:
-        """All of it, even where it is of no use: closing with unread bytes sends RST."""
+        """Read the whole body, even if it is of no use: closing with unread bytes sends RST."""
         assert "Transfer-Encoding" not in self.headers, "the client sends bodies of a known length"
         size = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(size)
@@ -242,5 +242,5 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _latin(value: str) -> str:
-    """A header can't hold line breaks, nor letters beyond Latin-1."""
+    """A value for a header, which can't hold line breaks, nor letters beyond Latin-1."""
     return " ".join(value.split()).encode("latin-1", "replace").decode("latin-1")

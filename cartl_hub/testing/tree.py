@@ -18,11 +18,11 @@ class File:
     """A file of a commit, with the hashes that it was committed with.
 
     Args:
-        content: What downloads get.
-        sha256: Of the content.
-        oid: Git's hash: of the content, or of the pointer of an LFS file.
+        content: Content that downloads get.
+        sha256: SHA-256 of the content.
+        oid: Git's hash of the content, or of the pointer of an LFS file.
         lfs: Whether git holds a pointer only.
-        xet_hash: Of a file that came through xet.
+        xet_hash: Xet hash of a file that came through xet.
     """
 
     content: bytes = field(repr=False)
@@ -55,10 +55,10 @@ def is_lfs(path: str, size: int, sample: bytes, files: Mapping[str, File]) -> bo
     """Whether a new file becomes an LFS file: by ``.gitattributes``, by its size, or because it is binary.
 
     Args:
-        path: In the repository.
-        size: In bytes; empty files are never LFS files.
-        sample: The first bytes.
-        files: Of the commit that it is added to.
+        path: Path in the repository.
+        size: Size in bytes; empty files are never LFS files.
+        sample: First bytes of the file.
+        files: Files of the commit that it is added to.
     """
     attributes = files[".gitattributes"].content.decode(errors="replace") if ".gitattributes" in files else ""
     patterns = [line.split()[0] for line in attributes.splitlines() if "filter=lfs" in line.split()[1:]]
@@ -67,10 +67,10 @@ def is_lfs(path: str, size: int, sample: bytes, files: Mapping[str, File]) -> bo
 
 
 def check_path(path: str) -> None:
-    """Refuse what is not a plain relative path.
+    """Refuse anything but a plain relative path.
 
     Raises:
-        HubError: 400.
+        HubError: With 400 if it is refused.
     """
     parts = path.split("/")
     if any(part in ("", ".", "..") or part.lower() == ".git" for part in parts) or re.search(r"[\\\x00-\x1f]", path):
@@ -83,10 +83,10 @@ def under(files: Mapping[str, File], path: str) -> dict[str, File]:
 
 
 def listing(files: Mapping[str, File], folder: str, *, recursive: bool) -> dict[str, File | None]:
-    """What lies in a folder: files by path, and None for folders.
+    """Content of a folder: files by path, and None for folders.
 
     Raises:
-        HubError: 404 ``EntryNotFound`` for a folder that is not there.
+        HubError: With 404 ``EntryNotFound`` for a missing folder.
     """
     prefix = f"{folder}/" if folder else ""
     found: dict[str, File | None] = {}
@@ -102,7 +102,7 @@ def listing(files: Mapping[str, File], folder: str, *, recursive: bool) -> dict[
 
 
 def files_hash(files: Mapping[str, File], *more: str) -> str:
-    """40 hexadecimal digits that stand for the files and for ``more``."""
+    """Hash of the files and of ``more``, 40 hexadecimal digits."""
     return sha1("\n".join([*more, *(f"{path} {file.oid}" for path, file in files.items())]).encode(errors="surrogatepass"))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def preupload(repository: Repository, request: Request, revision: str) -> Reply:
-    """How each file is to be uploaded, and its hash if the path is taken."""
+    """Upload mode of each file, and its hash if the path is taken."""
     files = repository.resolve(revision).files
     modes = []
     for asked in request.json()["files"]:
@@ -30,7 +30,7 @@ def preupload(repository: Repository, request: Request, revision: str) -> Reply:
 
 
 def lfs_batch(hub: "LocalHub", repository: Repository, request: Request) -> Reply:
-    """Where to put which objects; one without actions is there already."""
+    """Upload addresses of objects; one without actions is already there."""
     place = f"{repository.type}s/{repository.id}"
     objects = []
     for asked in request.json()["objects"]:
@@ -46,7 +46,7 @@ def lfs_batch(hub: "LocalHub", repository: Repository, request: Request) -> Repl
 
 
 def put_object(hub: "LocalHub", request: Request, kinds: str, repo_id: str, oid: str) -> Reply:
-    """The upload of what a batch reply asked for; without a token, as its URL is signed on the real Hub."""
+    """Upload of an object that a batch reply requested; without a token, as its URL is signed on the real Hub."""
     repository = hub.repositories.get((kinds.removesuffix("s"), repo_id))
     if repository is None or f"{kinds}/{repo_id}/{oid}" not in hub.expected_uploads:
         raise HubError(403, "Access denied")
@@ -91,7 +91,7 @@ def commit(hub: "LocalHub", repository: Repository, request: Request, revision: 
 
 
 def xet_token(hub: "LocalHub", repository: Repository) -> Reply:
-    """In the body for ``hf_xet``, in the headers for ``huggingface_hub``."""
+    """Xet token, in the body for ``hf_xet``, in the headers for ``huggingface_hub``."""
     token = xet.token(hub.xet_folder(repository))
     headers = {
         "X-Xet-Cas-Url": str(token["casUrl"]),
@@ -121,7 +121,7 @@ def _decoded(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _take_from_xet(hub: "LocalHub", repository: Repository, operations: list[tuple[str, dict[str, Any]]]) -> None:
-    """Fetch what a commit names by its sha256 and the client left with xet."""
+    """Fetch files that a commit names by their sha256 and that the client left with xet."""
     wanted = {value["oid"] for kind, value in operations if kind == "lfsFile"} - repository.lfs_objects.keys()
     hashes = xet.uploaded(hub.xet_folder(repository)) if wanted else {}
     for oid in wanted & hashes.keys():

@@ -14,7 +14,7 @@ _END = b"\xff" * 32
 
 
 def token(folder: Path) -> dict[str, str | int]:
-    """What the client needs to write to the folder and to read from it."""
+    """Token with which the client can write to the folder and read from it."""
     folder.mkdir(parents=True, exist_ok=True)
     return {"casUrl": f"local://{folder}", "accessToken": "xet", "exp": 1 << 40}
 

@@ -1,4 +1,4 @@
-"""How to train, whatever the method."""
+"""Training arguments, common to all methods."""
 
 import math
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ class Schedule:
     """Learning rate over the run, as a factor of its peak.
 
     Args:
-        warmup: Share of the run, in [0, 1], in which it rises linearly from 0.
-        decay: After that "linear" or "cosine" to 0, "exponential" to ``gamma``, "steps" at the milestones, or "constant".
-        milestones: Shares of the run, in (0, 1), at which "steps" multiplies it by ``gamma``.
-        gamma: Factor at each milestone, >= 0, or of "exponential" at the end of the run, > 0.
+        warmup: Share of the run, in [0, 1], in which the learning rate rises linearly from 0.
+        decay: Decay after that: "linear" or "cosine" to 0, "exponential" to ``gamma``, "steps" at the milestones, or "constant".
+        milestones: Shares of the run, in (0, 1), at which "steps" multiplies the learning rate by ``gamma``.
+        gamma: Factor at each milestone, >= 0, or for "exponential" at the end of the run, > 0.
 
     Raises:
         ValueError: On values out of range.
@@ -57,17 +57,17 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """Compute once what the frozen blocks give for each image, and train the others on that.
+    """Compute the frozen blocks' output for each image once, and train the other blocks on it.
 
     For methods that train the last blocks on natural images, with the source's batch-norm statistics in the frozen ones, in one
-    process. Without augmentation it changes nothing but the time.
+    process. Without augmentation it changes nothing but the training time.
 
     Args:
-        views: Augmented views of each image, >= 1; epoch e shows view e modulo ``views``. None without augmentation.
-        dtype: Type in which they are kept, "fp32" or "bf16"; with the latter, half the size, they are rounded unless the run's
-            precision is "bf16".
-        folder: Folder of a memory-mapped file of them; runs with the same frozen weights, data, views and batch size share it.
-            None: in memory.
+        views: Number of augmented views of each image, >= 1; epoch e shows view e modulo ``views``. None without augmentation.
+        dtype: Type in which features are kept, "fp32" or "bf16"; with the latter, half the size, they are rounded unless the
+            run's precision is "bf16".
+        folder: Folder for a memory-mapped file of the features; runs with the same frozen weights, data, views and batch size
+            share it. None: in memory.
 
     Raises:
         ValueError: On values out of range.
@@ -88,35 +88,35 @@ class FeatureCache:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingArguments:
-    """How to train, whatever the method.
+    """Training arguments, common to all methods.
 
     Args:
-        epochs: Passes over the data.
-        max_steps: Steps instead of epochs; needed for a streaming data set.
-        batch_size: Images per step over all processes.
-        optimizer: "sgd" with momentum, or "adamw".
+        epochs: Number of passes over the data.
+        max_steps: Number of steps, instead of epochs; needed for a streaming data set.
+        batch_size: Number of images per step over all processes.
+        optimizer: Optimizer: "sgd" with momentum, or "adamw".
         lr: Peak learning rate, > 0.
         schedule: Learning-rate schedule.
         momentum: Momentum of SGD, in [0, 1).
-        nesterov: Momentum of Nesterov's kind.
-        weight_decay: On every trained parameter, >= 0.
+        nesterov: Use Nesterov momentum.
+        weight_decay: Weight decay on every trained parameter, >= 0.
         clip_grad_norm: Largest 2-norm of the gradient, > 0; None for no bound.
-        precision: Precision of the forward passes: "fp32", "bf16" (autocast), or "auto": bf16 where the hardware has matrix
-            units for it (CUDA from Ampere on, CPUs with AMX), else fp32. A run that continues on another machine keeps its own.
-        ema: Decay, in (0, 1), of an exponential moving average of the weights, which then is the result; None for none.
-        augmentation: None for none.
-        cache: Keep what the frozen blocks give, rather than compute it in each step; None: don't.
-        seed: Seed of order, augmentation, random starts and dropout; any that 64 bits hold.
-        validate_every: Epochs between validations.
+        precision: Precision of the forward passes: "fp32", "bf16" (autocast), or "auto": bf16 if the hardware has matrix units
+            for it (CUDA from Ampere on, CPUs with AMX), else fp32. A run resumed on another machine keeps its precision.
+        ema: Decay, in (0, 1), of an exponential moving average of the weights, which is then the result; None for none.
+        augmentation: Augmentation of the training images; None for none.
+        cache: Cache of the frozen blocks' outputs, instead of computing them in each step; None for none.
+        seed: Seed of order, augmentation, random starts and dropout; any 64-bit number.
+        validate_every: Number of epochs between validations.
         validation_attack: Attack whose robust accuracy chooses the best checkpoint; with None clean accuracy does, for sources
             that aren't robust.
-        validation_images: Validation images it is run on, at most.
-        patience: Validations without a better robust accuracy after which training stops; None for never.
+        validation_images: Largest number of validation images that the attack is run on.
+        patience: Number of validations without a better robust accuracy after which training stops; None for never.
         load_best: Return the best weights by validation robust accuracy rather than the last.
-        checkpoint_every: Epochs between checkpoints.
+        checkpoint_every: Number of epochs between checkpoints.
         checkpoint_minutes: Minutes between checkpoints, if that is sooner; None for epochs alone.
         sync_batchnorm: Share batch statistics between GPUs. Otherwise, and on CPUs, each process uses its own part of the batch.
-        channels_last: Memory layout of images and weights; faster for convolutions.
+        channels_last: Use the channels-last memory layout for images and weights; faster for convolutions.
         log_with: Tracker of accelerate, e.g. "tensorboard"; it writes into the output folder.
 
     Raises:
@@ -194,7 +194,7 @@ class TrainingArguments:
             raise ValueError("validation_attack must stay in its ball, and NFGSM does not; use PGD.")
 
     def num_steps(self, data: Data) -> int:
-        """Steps of the whole run on ``data``."""
+        """Number of steps of the whole run on ``data``."""
         per_epoch = data.steps_per_epoch(self.batch_size)
         if self.max_steps is not None:
             return self.max_steps

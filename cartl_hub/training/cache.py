@@ -1,4 +1,4 @@
-"""What enters the trained blocks, computed once: behind frozen blocks it is a function of the image alone."""
+"""Input of the trained blocks, computed once: behind frozen blocks it is a function of the image alone."""
 
 import hashlib
 import json
@@ -42,10 +42,10 @@ TOLERANCE = 1e-3  # of the features' spread: other kernels for another batch, no
 
 
 def check_cache(model: Classifier, method: Method, bn: BatchNormPolicy, data: Data, num_processes: int) -> None:
-    """Refuse what makes the features depend on more than the image.
+    """Refuse settings that make the features depend on more than the image.
 
     Raises:
-        ValueError: With what was expected.
+        ValueError: If they do; the message says what was expected.
     """
     if not method.natural or method.trained_blocks is None:
         raise ValueError(
@@ -68,15 +68,15 @@ def check_cache(model: Classifier, method: Method, bn: BatchNormPolicy, data: Da
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A frozen module whose output is known: while the rest of the model runs, it returns that.
+    """A frozen module whose output is known: while the rest of the model runs, it returns that output.
 
     Args:
-        name: In the backbone.
+        name: Name in the backbone.
         module: The module.
-        shape: Of its output for one image.
-        order: Its dimensions, from 1, as they lie in memory.
-        dtype: Of its output.
-        used: Whether anything behind the prefix takes it; else a stand-in without memory is returned.
+        shape: Shape of its output for one image.
+        order: Order of the output's dimensions in memory, from 1.
+        dtype: Dtype of its output.
+        used: Whether anything behind the prefix uses the output; else a placeholder without memory is returned.
     """
 
     name: str
@@ -91,11 +91,11 @@ class _Known:
         return math.prod(self.shape) if self.used else 0
 
     def pack(self, output: Tensor) -> Tensor:
-        """[B, *shape] -> [B, size], in the order of the memory."""
+        """Pack outputs into rows, [B, *shape] -> [B, size], in memory order."""
         return output.detach().permute(0, *self.order).reshape(len(output), -1)
 
     def unpack(self, rows: Tensor) -> Tensor:
-        """[B, size] -> [B, *shape], with the strides that the output had."""
+        """Unpack rows into outputs, [B, size] -> [B, *shape], with their original strides."""
         if not self.used:
             return torch.zeros((), dtype=self.dtype, device=rows.device).expand(len(rows), *self.shape)
         lying = rows.contiguous().view(len(rows), *(self.shape[dim - 1] for dim in self.order))
@@ -115,7 +115,7 @@ class FrozenPrefix:
 
     Args:
         model: The model as it is trained.
-        num_blocks: Trained blocks, counted from the classifier.
+        num_blocks: Number of trained blocks, counted from the classifier.
         images: A few images, [B, C, H, W] in [0, 1], B > 1, in the memory format of the training.
 
     Raises:
@@ -197,7 +197,7 @@ class FrozenPrefix:
         return outputs
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] in [0, 1] -> [B, size]; nothing behind the prefix runs."""
+        """Rows of images, [B, C, H, W] in [0, 1] -> [B, size]; nothing behind the prefix runs."""
         outputs: dict[nn.Module, Tensor] = {}
 
         def keep(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -216,7 +216,7 @@ class FrozenPrefix:
 
     @contextmanager
     def skipped(self) -> Iterator[None]:
-        """In the block ``model(rows)`` gives the logits, and runs only what is behind the prefix."""
+        """Skip the prefix: inside the block ``model(rows)`` gives the logits, and runs only what is behind the prefix."""
 
         def forward(rows: Tensor) -> Tensor:
             if rows.ndim != 2 or rows.shape[1] != self.size or rows.requires_grad:
@@ -235,10 +235,10 @@ class FrozenPrefix:
             yield
 
     def check(self, images: Tensor) -> Tensor:
-        """The rows of these images; refuses a prefix that doesn't give the same each time, or whose rest isn't the model.
+        """The rows of these images; refuses a prefix that isn't deterministic, or that with the rest isn't the model.
 
         Raises:
-            ValueError: With what differs.
+            ValueError: If it is refused; the message says what differs.
         """
         self.model.train()
         with kept_generators(images.device):
@@ -289,22 +289,22 @@ class CachedFeatures:
     """Rows of a :class:`FrozenPrefix` for each view of each image.
 
     Args:
-        rows: [views, N, size], on the CPU, in memory or mapped from a file.
-        device: Of the training.
+        rows: Rows, [views, N, size], on the CPU, in memory or mapped from a file.
+        device: Device of the training.
     """
 
     def __init__(self, rows: Tensor, device: torch.device):
         self.rows, self.device = rows, device
 
     def __call__(self, indices: Tensor, epoch: int) -> Tensor:
-        """[B] -> [B, size], of the view of this epoch."""
+        """Rows of the view of this epoch, [B] -> [B, size]."""
         return self.rows[epoch % len(self.rows)].index_select(0, indices.to("cpu")).to(self.device)
 
     def check(self, rows: Tensor, indices: Tensor, epoch: int) -> None:
         """Refuse features that aren't those of the images.
 
         Raises:
-            TrainingError: With the remedy.
+            TrainingError: If they aren't; the message gives the remedy.
         """
         kept = self(indices, epoch)
         # bfloat16 keeps 8 bits
@@ -326,17 +326,17 @@ def cached_features(
     device: torch.device,
     progress: bool = True,
 ) -> CachedFeatures:
-    """Compute the features of all images, or map those that lie in the folder.
+    """Compute the features of all images, or map those that are already in the folder.
 
     Args:
-        choice: What the user chose.
-        prefix: Of the model in the state in which it is trained.
+        choice: The user's choice of cache.
+        prefix: Prefix of the model in the state in which it is trained.
         data: Training images.
-        see: Images as they lie in the data, their indices and a view, to what the model sees.
-        batch_size: Of training: kernels, and so the last bits, may depend on it.
-        record: All beside the weights that the features depend on.
-        device: Of the training.
-        progress: Whether to show a bar.
+        see: Function from images as stored in the data, their indices and a view, to the model's input.
+        batch_size: Batch size of training: kernels, and so the last bits, may depend on it.
+        record: Everything but the weights that the features depend on.
+        device: Device of the training.
+        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If they don't fit into memory or on the disk; nothing was computed then.
@@ -394,7 +394,7 @@ def _digest(content: np.ndarray) -> bytes:
 
 
 def _is_whole(path: Path, needed: int) -> bool:
-    """Whether the features in a file are those that were written to it: their hash follows them."""
+    """Whether the features in a file are intact: their hash follows them."""
     if not path.exists():
         return False
     if path.stat().st_size == needed + _DIGEST:

@@ -22,7 +22,7 @@ CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 
 
 class TrainingError(RuntimeError):
-    """Training can't go on; the message says what is kept and how to continue."""
+    """Training can't continue; the message says what is kept and how to resume."""
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and record that :func:`write_checkpoint` wrote.
 
     Raises:
-        TrainingError: If they are not those, to the bit.
+        TrainingError: If they are not identical, to the bit.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -68,16 +68,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_fitting_checkpoint(
     path: Path, fingerprint: Mapping[str, Any], num_steps: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and record of a checkpoint that a run may go on from.
+    """Tensors and record of a checkpoint that a run may resume from.
 
     Args:
-        path: Of the checkpoint.
-        fingerprint: Of the run.
-        num_steps: Of the run.
+        path: Path of the checkpoint.
+        fingerprint: Fingerprint of the run.
+        num_steps: Number of steps of the run.
 
     Raises:
         TrainingError: As :func:`read_checkpoint`.
-        ValueError: If the checkpoint is of another run; the message names what differs.
+        ValueError: If the checkpoint belongs to another run; the message names what differs.
     """
     tensors, record = read_checkpoint(path)
     saved = record["fingerprint"]
@@ -124,7 +124,7 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def load_optimizer_state(optimizer: Optimizer, entries: Mapping[str, Any]) -> None:
-    """What :func:`optimizer_state` gave; learning rates and the like stay those of the optimizer."""
+    """Load what :func:`optimizer_state` returned; learning rates and the like stay those of the optimizer."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in entries.items():
         index, _, entry = name.partition(".")

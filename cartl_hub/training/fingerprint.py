@@ -1,4 +1,4 @@
-"""What a run must have in common with the one it continues."""
+"""Fingerprint: what a run must have in common with the one that it resumes."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ def fingerprint(
     validation: ImageData | None,
     model: Classifier,
 ) -> dict[str, Any]:
-    """As JSON."""
+    """Fingerprint of a run, as JSON."""
     free: tuple[str, ...] = ("checkpoint_every", "checkpoint_minutes", "log_with")  # these change nothing in the weights
     if arguments.cache is None or (arguments.cache.views is None and arguments.cache.dtype == "fp32"):
         free += ("cache",)
@@ -41,7 +41,7 @@ def fingerprint(
 
 
 def differences(key: str, then: Any, now: Any) -> list[str]:
-    """What differs, with the entries of a mapping told apart."""
+    """Differences, with the entries of a mapping told apart."""
     if isinstance(then, dict) and isinstance(now, dict):
         names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
         return [line for name in names for line in differences(f"{key}.{name}", then.get(name), now.get(name))]

@@ -65,7 +65,7 @@ class Task(nn.Module):
         self.prefix: FrozenPrefix | None = None  # whose rows ``batch.images`` are, where they are cached
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """In which the model runs."""
+        """Autocast context in which the model runs."""
         if self.precision == "fp32":
             return nullcontext()
         # a cast that was made for a pass without gradients must not serve the training pass, as it does in older torch
@@ -87,23 +87,23 @@ def train(
     output_dir: str | Path | None = None,
     resume: bool = True,
 ) -> Result:
-    """Train ``model`` in place and leave it in eval mode; until this returns, also by an error, it is as it was.
+    """Train ``model`` in place and leave it in eval mode; it changes only when this returns, so an error leaves it as it was.
 
     Runs unchanged in several processes (``torchrun``, ``accelerate launch``): each takes its part of every batch, gradients
     are averaged, files are written once. Batch statistics are those of each process unless ``sync_batchnorm``.
 
     Args:
-        model: A classifier for the classes of ``data``.
-        method: What is trained and what is minimised.
+        model: Classifier for the classes of ``data``.
+        method: Training method, which says what is trained and minimised.
         data: Training images.
-        validation: Images that choose the best checkpoint; never those that are reported on. Not used by a method that learns
-            without labels, as it trains no classifier.
+        validation: Images on which the best checkpoint is chosen; never those that are reported on. Unused by a method that
+            learns without labels, as it trains no classifier.
         bn: Batch-norm policy; by default the source's statistics and trained affine maps.
         arguments: Training arguments.
-        output_dir: Folder of checkpoints and logs; None writes nothing.
-        resume: Continue from the checkpoint in ``output_dir`` where there is one. The model has the weights with which that run
-            began, or those with which it ended: then, as for every run that has ended, its result is returned at once. False:
-            begin anew; checkpoints of an earlier run are removed before the first step.
+        output_dir: Folder for checkpoints and logs; None writes nothing.
+        resume: Resume from the checkpoint in ``output_dir`` if there is one. The model must have the weights with which that run
+            began, or those with which it ended: then, as for every finished run, its result is returned at once. If False,
+            start over; checkpoints of an earlier run are removed before the first step.
 
     Raises:
         ValueError: On arguments that don't fit the data, the model or the run to continue, before the first step.
@@ -264,14 +264,14 @@ class _Run:
         return images.contiguous(memory_format=torch.channels_last) if self.arguments.channels_last else images
 
     def _see(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Images as they lie in the data to those that the model sees."""
+        """Turn images as stored in the data into the model's input."""
         images = images.to(self.accelerator.device, non_blocking=True)
         if self.arguments.augmentation is not None:
             images = self.arguments.augmentation(images, keys)
         return self._to_float(images)
 
     def _cache(self, task: Task, start: int) -> ImageData:
-        """Compute what the frozen blocks give; returns the data without their images, which are not read again."""
+        """Compute the frozen blocks' outputs; returns the data without their images, which are not read again."""
         arguments, data, device = self.arguments, self.data, self.accelerator.device
         assert arguments.cache is not None
         assert isinstance(data, ImageData)
@@ -418,7 +418,7 @@ class _Run:
     # What is measured on the way
 
     def _write_losses(self) -> None:
-        """A loss that is not finite ends the run before its weights are saved."""
+        """Write the losses; one that is not finite ends the run before its weights are saved."""
         if (bad := self.losses.write()) is None:
             return
         step, loss = bad
@@ -490,7 +490,7 @@ class _Run:
         return self.arguments.lr * self.arguments.schedule.factor(step, self.num_steps)
 
     def _current_state(self, task: Task) -> dict[str, Tensor]:
-        """The main process's, in every process: each has batch statistics of its own part of the batches."""
+        """The main process's state, in every process: each has batch statistics of its own part of the batches."""
         state = plain_state_dict(task.model) if self.average is None else self.average
         if self.accelerator.num_processes == 1:
             return state
@@ -512,10 +512,10 @@ class _Run:
         return self.folder / CHECKPOINT
 
     def _save(self, task: Task, optimizer: torch.optim.Optimizer, step: int, *, end_weights: str | None = None) -> str:
-        """Write a checkpoint from which the run goes on at ``step``; returns words on where it lies.
+        """Write a checkpoint from which the run resumes at ``step``; returns a description of where it is.
 
         Args:
-            end_weights: Hash of the result, where the run has ended.
+            end_weights: Hash of the result, if the run has ended.
         """
         self._write_losses()
         if self.folder is None:
@@ -536,7 +536,7 @@ class _Run:
         return self._where()
 
     def _where(self) -> str:
-        """Words on what a run that ends here can be continued from."""
+        """Description of what a run that ends here can be resumed from."""
         if self.folder is None:
             return "; nothing was saved, as there is no output_dir."
         if not self._checkpoint_path.exists():
@@ -549,7 +549,7 @@ class _Run:
         return read_fitting_checkpoint(self._checkpoint_path, self.fingerprint, self.num_steps)
 
     def _forget(self) -> None:
-        """Remove the checkpoints of an earlier run, from which nobody should go on once this one has begun."""
+        """Remove the checkpoints of an earlier run, from which nobody should resume once this one has begun."""
         if self.folder is not None and self.accelerator.is_main_process:
             for name in (CHECKPOINT, BEST):
                 (self.folder / name).unlink(missing_ok=True)
@@ -581,7 +581,7 @@ class _Run:
 
 
 def _update_average(average: dict[str, Tensor], state: dict[str, Tensor], decay: float, step: int) -> None:
-    """Exponential moving average; in the first steps with a smaller decay, so that it forgets the start."""
+    """Update the exponential moving average; in the first steps with a smaller decay, so that it forgets the start."""
     decay = min(decay, (1 + step) / (10 + step))
     floats = [name for name, tensor in average.items() if tensor.is_floating_point()]
     torch._foreach_lerp_([average[name] for name in floats], [state[name] for name in floats], 1 - decay)

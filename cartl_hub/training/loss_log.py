@@ -16,9 +16,9 @@ class LossLog:
     """Losses and training accuracies of the steps, averaged over processes, in ``losses.csv`` and in a tracker.
 
     Args:
-        folder: Of the file; None writes none.
-        accelerator: Of the run, with its tracker where it has one.
-        lr: Learning rate at a step.
+        folder: Folder of the file; None writes none.
+        accelerator: Accelerator of the run, with its tracker if it has one.
+        lr: Function from a step to its learning rate.
     """
 
     def __init__(self, folder: Path | None, accelerator: Accelerator, lr: Callable[[int], float]):
@@ -28,7 +28,7 @@ class LossLog:
         self._held: list[tuple[int, Tensor, Tensor]] = []
 
     def open(self, start: int) -> None:
-        """Keep the rows of an earlier part of the run, up to the step at which it goes on."""
+        """Keep the rows of an earlier part of the run, up to the step at which it resumes."""
         if self.path is None or not self.accelerator.is_main_process:
             return
         kept = []
@@ -45,11 +45,11 @@ class LossLog:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to :meth:`write` them."""
+        """Whether it is time to :meth:`write` the losses."""
         return self.accelerator.device.type == "cpu" or len(self._held) >= HELD
 
     def write(self) -> tuple[int, float] | None:
-        """Bring them to the host and write them; returns the first step with a loss that is not finite, which is not written."""
+        """Copy losses to the host and write them; returns the first step with a non-finite loss, which is not written."""
         if not self._held:
             return None
         values = torch.stack([torch.stack([loss.float(), acc.to(loss.device).float()]) for _, loss, acc in self._held])

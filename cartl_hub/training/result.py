@@ -1,11 +1,11 @@
-"""What a training run did."""
+"""Result of a training run."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracies on validation images, in [0, 1]; robust accuracy where there is a validation attack."""
+    """Accuracies on validation images, in [0, 1]; robust accuracy if there is a validation attack."""
 
     step: int
     clean_acc: float
@@ -14,26 +14,26 @@ class Validation:
 
     @property
     def order(self) -> tuple[float, float]:
-        """The larger, the better: robust accuracy decides where it is known, then clean accuracy."""
+        """Sort key, larger is better: robust accuracy decides if it is known, then clean accuracy."""
         return (0.0 if self.robust_acc is None else self.robust_acc), self.clean_acc
 
 
 @dataclass
 class Result:
-    """What a training run did.
+    """Result of a training run.
 
     Args:
-        steps: Steps done.
-        num_steps: Steps planned.
+        steps: Number of steps done.
+        num_steps: Number of steps planned.
         precision: Precision of the forward passes, "fp32" or "bf16".
-        seconds: Spent in the loop, over all resumed parts.
+        seconds: Seconds spent in the loop, over all resumed parts.
         images_per_second: Training images per second, over all resumed parts.
         validations: Validations in the order of the steps.
-        best: The validation with the highest robust accuracy, or clean accuracy without a validation attack; ``load_best``
-            settles on its weights.
-        stopped: Why it ended early, or None.
+        best: Validation with the highest robust accuracy, or clean accuracy without a validation attack; ``load_best`` returns
+            its weights.
+        stopped: Reason why the run ended early, or None.
         weights: Weights that the model has now: "last" or "best".
-        device: Device that it ran on.
+        device: Device that the run used.
     """
 
     steps: int = 0

@@ -18,10 +18,10 @@ class Validator:
 
     Args:
         data: Validation images.
-        num_images: Number of them at most.
-        batch_size: Images at once in one process.
-        see: uint8 images as they lie in the data, to floats on the device.
-        accelerator: Of the run; each process takes its part.
+        num_images: Largest number of images.
+        batch_size: Number of images per batch in one process.
+        see: Function from uint8 images as stored in the data to floats on the device.
+        accelerator: Accelerator of the run; each process takes its part.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Validator:
         self.indices = stratified_sample(data.labels, num_images, seed=0)
 
     def accuracies(self, model: Classifier, attacks: Mapping[str, Attack]) -> dict[str, float]:
-        """Of ``model``, which is put into eval mode: "clean", and under each attack; over all processes."""
+        """Accuracies of ``model``, which is put into eval mode: "clean", and under each attack; over all processes."""
         model.eval()
         correct = dict.fromkeys(["clean", *attacks], 0)
         for indices in self.indices[self.accelerator.process_index :: self.accelerator.num_processes].split(self.batch_size):
