@@ -10,7 +10,7 @@ from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
 from .models import Classifier
-from .modules import eval_mode
+from .modules import eval_mode, hooked
 from .spectral import Size
 
 
@@ -154,11 +154,8 @@ def recorded_input(model: Classifier, modules: Iterable[nn.Module]) -> Iterator[
 
     handles = [model.backbone.register_forward_pre_hook(arm)]
     handles += [module.register_forward_pre_hook(record) for module in modules]
-    try:
+    with hooked(handles):
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def input_sizes(model: Classifier, layers: Sequence[nn.Module]) -> dict[nn.Module, Size]:
@@ -170,10 +167,6 @@ def input_sizes(model: Classifier, layers: Sequence[nn.Module]) -> dict[nn.Modul
             sizes[layer] = (args[0].shape[2], args[0].shape[3])
 
     handles = [layer.register_forward_pre_hook(record) for layer in layers]
-    try:
-        with torch.no_grad(), eval_mode(model):
-            model(torch.zeros(1, model.image_policy.num_channels, *model.image_policy.size, device=model.mean.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad(), eval_mode(model):
+        model(torch.zeros(1, model.image_policy.num_channels, *model.image_policy.size, device=model.mean.device))
     return sizes

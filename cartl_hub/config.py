@@ -114,6 +114,8 @@ def with_changes(choice: Choice, changes: Mapping[str, Any], kinds: Mapping[str,
     Raises:
         ValueError: As :func:`from_dict`, or if the owner of a field isn't a choice.
     """
+    if not changes:
+        return choice
     content = to_dict(choice)
     for path, value in changes.items():
         *parents, field = path.split(".")

@@ -319,11 +319,10 @@ def _report_of(folder: Path, model: Classifier) -> Report | None:
 def _open_timm(name: str) -> Source:
     architecture = name.partition(".")[0]
     if not timm.is_model_pretrained(name):
-        tags = [name for name in bundled_models() if name.partition(".")[0] == architecture]
-        similar = difflib.get_close_matches(name, [*tags, *timm.list_pretrained(f"{architecture}.*")], n=3, cutoff=0.4)
+        tags = [bundled for bundled in bundled_models() if bundled.partition(".")[0] == architecture]
         raise ModelError(
             f"expected a source with weights, got {name!r}, which is neither a bundled model nor one of timm's with weights."
-            + (f" Similar names: {', '.join(similar)}." if similar else "")
+            + _close(name, [*tags, *timm.list_pretrained(f"{architecture}.*")], cutoff=0.4)
             + f" An untrained network is cartl_hub.create_model({architecture!r})."
         )
     try:
@@ -353,5 +352,10 @@ def _similar(name: str) -> str:
     """Suggestion for a name that is neither ours nor timm's."""
     if "/" in name or name in untrained_recipes():
         return ""
-    close = difflib.get_close_matches(name, [*bundled_models(), *timm.list_models()], n=3)
-    return " It is no name of a timm model either." + (f" Similar names: {', '.join(close)}." if close else "")
+    return " It is no name of a timm model either." + _close(name, [*bundled_models(), *timm.list_models()])
+
+
+def _close(name: str, names: list[str], cutoff: float = 0.6) -> str:
+    """Names like this one, in words; nothing if there are none."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=cutoff)
+    return f" Similar names: {', '.join(close)}." if close else ""

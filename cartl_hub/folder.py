@@ -22,7 +22,7 @@ from .images import ImagePolicy, policy_to_dict
 from .lineage_schema import check_lineage
 from .models import Classifier, create_model
 from .models.settings import check_model_args, check_normalisation, check_sizes
-from .modules import not_finite
+from .modules import check_finite, not_finite
 from .processes import is_main_process
 from .report import FILES, Report
 from .weights import plain_state, stored_dtype, weights_bytes
@@ -93,8 +93,7 @@ def check_weights(model: Classifier) -> None:
         raise ValueError(
             f"expected plain weights, got the reparametrised {reparametrised}; remove that, or wait until training has ended."
         )
-    if broken := not_finite(state):
-        raise ValueError(f"expected finite weights, got NaN or infinite values in {broken}.")
+    check_finite(state)
 
 
 def check_target(folder: Path) -> None:

@@ -1,11 +1,12 @@
 """Checks of any module, and the mode that it runs in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
@@ -18,6 +19,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hold hooks that were registered, and remove them at the end."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def check_dtype(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
@@ -38,3 +49,13 @@ def not_finite(state: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor with NaN or infinite values."""
     broken = (name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all())
     return next(broken, None)
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinite values.
+
+    Raises:
+        ValueError: With the name of the first tensor that has some.
+    """
+    if broken := not_finite(state):
+        raise ValueError(f"expected finite weights, got NaN or infinite values in {broken}.")

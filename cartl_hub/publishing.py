@@ -6,8 +6,8 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from .report import FILES
 
 logger = logging.getLogger(__name__)
 
-PICTURED = ("samples.png", "report.html")  # they hold some of the test images
 PUBLISHED = (WEIGHTS, CONFIG, CARD, *FILES, "losses.csv", RECIPE)
 PICTURES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -125,7 +124,7 @@ def publish(
             return _full_id(repo_id, _user(api))
 
     with _prepared(folder, find_id) as (prepared, full_id):
-        if shown := [name for name in PICTURED if (prepared / name).exists()]:
+        if shown := pictured(path.name for path in prepared.iterdir()):
             logger.warning("some of the test images are in %s, which is published", " and ".join(shown))
         with _kept(folder, full_id, retry):
             made = _make(api, full_id, private)
@@ -146,6 +145,12 @@ def publish(
 
             # a commit whose reply was lost is found done by the second attempt; a second pull request would be one too many
             return upload() if create_pr else retried(upload)
+
+
+def pictured(names: Iterable[str]) -> list[str]:
+    """Those of some files that show test images."""
+    present = set(names)
+    return [name for name in ("samples.png", "report.html") if name in present]
 
 
 def plan(folder: str | Path, repo_id: str, *, revision: str | None = None, create_pr: bool = False) -> Upload:
@@ -319,17 +324,19 @@ def _prepared(folder: Path, find_id: Callable[[], str]) -> Iterator[tuple[Path, 
 
 def _without_paths(path: Path) -> str:
     """A recipe without the local copy of its data, which is a path on somebody's machine."""
-    text = path.read_text(encoding="utf-8")
     try:
         content = read_yaml(path)
     except ValueError as error:
         raise PublishError(f"{RECIPE} can't be published: {error}") from error
+    text = path.read_text(encoding="utf-8")
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict) or data.pop("local", None) is None:
         return text
     shorter = re.sub(r"^\s+local:.*\n", "", text, flags=re.MULTILINE)  # keeps comments
-    same = yaml.safe_load(shorter) == content
-    return shorter if same else yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    with suppress(yaml.YAMLError):  # a value of several lines
+        if yaml.safe_load(shorter) == content:
+            return shorter
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _read_card(path: Path) -> str | None:

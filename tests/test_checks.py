@@ -212,6 +212,12 @@ def test_what_cannot_be_made_is_skipped():
     assert not set(statuses.values()) & set(SUSPICIOUS)
 
 
+def test_a_norm_without_attacks_is_refused():
+    model, data = linear_case()[:2]
+    with pytest.raises(ValueError, match=r"norm must be one of \('Linf', 'L2'\), got 'L1'"):
+        run_checks(model, data, norm="L1", progress=False)
+
+
 def test_batch_statistics_are_refused():
     model = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(48, 2)).eval()
     with pytest.raises(ValueError, match="depend on one image each"):

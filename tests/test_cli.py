@@ -510,3 +510,13 @@ def test_norms_of_a_model(tmp_path):
     assert len(trained) == 6
     assert {row[2] for row in trained} == {"0.400"}  # beta, as the model was fine-tuned with
     assert {row[1] for row in rows if row[4]} >= {"stages.0.0.norm1", "stages.2.1.norm2"}
+
+
+def test_a_radius_that_was_set_is_the_one_of_the_report(source, photos, tmp_path):
+    options = ["--method", "adversarial", "--attack", "fgsm", "--num-blocks", 1, "--epochs", 1, "--precision", "fp32"]
+    options += ["--set", "method.attack.eps=4/255", "--num-images", 2, "--strength", "quick", "--no-checks"]
+    done = run("finetune", source, photos, *options, "--output", tmp_path / "run")
+    assert done.exit_code == 0, (done.output, done.exception)
+    report = json.loads((tmp_path / "run" / "model" / "report.json").read_text())
+    assert next(iter(report["worst_case"])) == "Linf 4/255"
+    assert report["curve"] is None

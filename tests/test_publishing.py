@@ -232,6 +232,7 @@ def test_only_what_belongs_to_a_model_is_sent(writer, folder):
     [
         ("id: a\ndata:\n  id: b/c\n  local: /home/me/photos  # mine\n  read: {seed: 1}  # kept\n", "read: {seed: 1}  # kept"),
         ("id: a\ndata: {id: b/c, local: /home/me/photos}\n", "id: b/c"),
+        ("id: a\ndata:\n  id: b/c\n  local:\n    /home/me/photos\n", "id: b/c"),
         ("id: a  # kept\ndata: {id: b/c}\n", "id: a  # kept\ndata: {id: b/c}\n"),
     ],
 )
@@ -826,3 +827,10 @@ def test_a_robust_accuracy_that_failed_its_checks_enters_no_table(folder):
     card = render_card(model, report=replace(report, checks=(*report.checks, check)))
     assert [result.metric_name for result in ModelCard(card).data.eval_results] == ["accuracy"]
     assert "the robust accuracy may be far too high" in card
+
+
+def test_a_recipe_that_cannot_be_read_is_not_sent(writer, folder):
+    (folder / "recipe.yaml").write_bytes("id: Größe".encode("latin-1"))
+    with pytest.raises(PublishError, match=r"recipe\.yaml can't be published: expected YAML, encoded as UTF-8"):
+        publish(folder, ID)
+    assert not writer.requests

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,16 @@ from .losses import margin, without_label
 
 Norm = Literal["Linf", "L2"]
 DEFAULT_EPS: dict[Norm, float] = {"Linf": 8 / 255, "L2": 0.5}  # the field's, for images of 32 pixels
+
+
+def check_norm(norm: Any) -> None:
+    """Check that there are attacks in a norm.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm must be one of {get_args(Norm)}, got {norm!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +44,7 @@ class Attack(ABC):
     norm: Norm = "Linf"
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"norm must be one of {get_args(Norm)}, got {self.norm!r}.")
+        check_norm(self.norm)
         check_number("eps, a radius in pixel units of [0, 1] such as 8/255,", self.eps, (">=", 0))
         if self.eps > 1 and self.norm == "Linf":
             raise ValueError(f"eps must be in [0, 1] for Linf, as pixels are; got {self.eps}. Did you mean {self.eps:g}/255?")

@@ -20,9 +20,9 @@ from .options import (
     Strength,
     StrengthOption,
     check_folder,
+    curve_radii,
     fraction,
     open_device,
-    wants_curve,
 )
 from .shown import command, show, without_folder
 
@@ -75,11 +75,10 @@ def evaluate(
     """
     from .. import Budget, DataArguments, default_attacks, load_test_split
     from .. import evaluate as measure
-    from ..evaluation.run import CURVE_EPS
 
     if curve and norm is not NormName.linf:
         raise typer.BadParameter("--curve is against the Linf radius; leave it out with --norm L2.")
-    with_curve = norm is NormName.linf and wants_curve(curve, strength)
+    radii = curve_radii(curve, strength) if norm is NormName.linf else None
     check_folder(output)
     chosen_device = open_device(device)
     measured, policy, label_names, lineage, context = _any_model(model, image_size)
@@ -95,7 +94,7 @@ def evaluate(
         test,
         attacks=default_attacks(eps, norm=norm.value, strength=strength.value),
         checks=checks,
-        curve=CURVE_EPS if with_curve else None,
+        curve=radii,
         budget=None if budget is None else Budget(minutes=budget),
         num_images=num_images,
         batch_size=batch_size,

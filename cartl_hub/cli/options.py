@@ -122,9 +122,11 @@ def check_folder(path: Path) -> None:
         path.rmdir()
 
 
-def wants_curve(curve: bool | None, strength: Strength) -> bool:
-    """Whether to measure the curve: as --curve says, or else by the strength."""
-    return strength is not Strength.quick if curve is None else curve
+def curve_radii(curve: bool | None, strength: Strength) -> "tuple[float, ...] | None":
+    """Radii of the curve: as --curve says, or else by the strength."""
+    from ..evaluation import CURVE_EPS, default_curve
+
+    return default_curve(strength.value) if curve is None else CURVE_EPS if curve else None
 
 
 def open_device(name: str | None) -> Any:

@@ -22,10 +22,10 @@ from .options import (
     Set,
     Strength,
     StrengthOption,
+    curve_radii,
     fraction,
     is_given,
     settings,
-    wants_curve,
 )
 from .shown import command, show
 
@@ -207,7 +207,6 @@ def finetune(
         default_attacks,
     )
     from ..config import with_changes
-    from ..evaluation.run import CURVE_EPS
     from ..processes import remove_folder
     from ..recipe import KINDS
 
@@ -259,10 +258,11 @@ def finetune(
         typer.echo(f"Ended early: {result.stopped}.")
     if push_to is None:
         tuner.save()  # before the evaluation, which may be long
-    trained_eps = eps if method in ATTACKED else 8 / 255
-    with_curve = wants_curve(curve, strength)
+    training_attack = getattr(tuner.method, "attack", None)
+    trained_eps = training_attack.eps if training_attack is not None and training_attack.norm == "Linf" else None
+    radii = curve_radii(curve, strength)
     attacks = default_attacks(trained_eps if report_eps is None else report_eps, strength=strength.value)
-    measured = repr((attacks, num_images, checks, with_curve)).encode()
+    measured = repr((attacks, num_images, checks, radii is not None)).encode()
     finished = tuner.output_dir / "evaluation"
     if fresh:
         remove_folder(finished)  # of the weights before
@@ -270,7 +270,7 @@ def finetune(
         attacks=attacks,
         num_images=num_images,
         checks=checks,
-        curve=CURVE_EPS if with_curve else None,
+        curve=radii,
         resume=finished / hashlib.sha256(measured).hexdigest()[:8],
         context={"command": command()},
     )

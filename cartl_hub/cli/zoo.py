@@ -11,6 +11,9 @@ from .options import RESULT, Fresh, NormName, NumImages, Set, fraction, is_given
 from .shown import command, show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..blocks import Block
     from ..models import Classifier
 
 commands = typer.Typer(rich_markup_mode="markdown")
@@ -85,7 +88,7 @@ def blocks(
     table = Table("k", "block", "layers with parameters", "parameters", title=f"{model}: {len(parts) - 1} blocks and the stem")
     for index, block in enumerate(parts):
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in block.parameters)
-        table.add_row(str(len(parts) - index) if index else "-", block.name, ", ".join(layers), f"{block.num_parameters:,}")
+        table.add_row(_count(index, parts), block.name, ", ".join(layers), f"{block.num_parameters:,}")
     show(table)
 
 
@@ -98,15 +101,19 @@ def _show_norms(name: str, model: "Classifier") -> None:
     from ..spectral import lipschitz_table, weighted
 
     table = Table("k", "layer", "norm of the kernel", "norm of the operator", "batch norm", title=f"Lipschitz bounds of {name}")
-    parts = list_blocks(model)
+    parts, sizes = list_blocks(model), input_sizes(model, weighted(model.backbone.modules()))
     for index, block in enumerate(parts):
         layers = dict(chain.from_iterable(module.named_modules(prefix=prefix) for prefix, module in block.modules.items()))
-        rows = lipschitz_table(layers, input_sizes(model, weighted(layers.values())))
-        for row in rows:
+        for row in lipschitz_table(layers, sizes):
             found = (row.kernel_norm, row.operator_norm, row.batch_norm)
             shown = ("" if value is None else f"{value:.3f}" for value in found)
-            table.add_row(str(len(parts) - index) if index else "-", row.name, *shown)
+            table.add_row(_count(index, parts), row.name, *shown)
     show(table)
+
+
+def _count(index: int, parts: "Sequence[Block]") -> str:
+    """The k with which a block is the first one that is trained; the stem has none."""
+    return str(len(parts) - index) if index else "-"
 
 
 @commands.command(epilog="Example: cartl-hub sources --hub --author my_org")
@@ -189,7 +196,7 @@ def publish(
     """
     import yaml
 
-    from ..publishing import PICTURED, plan
+    from ..publishing import pictured, plan
     from ..publishing import publish as send
 
     if dry_run:
@@ -197,7 +204,7 @@ def publish(
         typer.echo(f"To {upload.repo_id}, in one commit:")
         for name, size in upload.files.items():
             typer.echo(f"{size:>12,}  {name}")
-        if shown := [name for name in PICTURED if name in upload.files]:
+        if shown := pictured(upload.files):
             typer.echo(f"Some of the test images are in {' and '.join(shown)}; remove these files where they must stay private.")
         if upload.left_out:
             typer.echo(f"Left out: {', '.join(upload.left_out)}")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..attacks.attack import DEFAULT_EPS, Norm
+from ..attacks.attack import DEFAULT_EPS, Norm, check_norm
 from ..ranges import check_whole
 from ..report import Check
 from .given import AnyTestData, as_data, sampled
@@ -109,6 +109,7 @@ def run_checks(
     check_model(model)
     for name, number in (("num_images", num_images), ("batch_size", batch_size)):
         check_whole(name, number, (">=", 1))
+    check_norm(norm)
     eps = DEFAULT_EPS[norm] if eps is None else eps
     test, left = sampled(as_data(data, model, batch_size), num_images, stratified=False)
     with ExitStack() as stack:

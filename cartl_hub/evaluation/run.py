@@ -21,7 +21,7 @@ from ..attacks import APGD, APGDT, FABT, FGSM, NFGSM, PGD, RFGSM, Attack, Square
 from ..attacks.attack import DEFAULT_EPS, Norm
 from ..config import to_dict
 from ..models import Classifier
-from ..processes import bar_interval, environment, gather, rank_and_world
+from ..processes import bar_interval, environment, gather, is_main_process, rank_and_world
 from ..randomness import SEEDS
 from ..ranges import check_whole
 from ..report import (
@@ -93,6 +93,11 @@ def default_attacks(
     if beside_l2 is not None:
         attacks["PGD-20 L2"] = PGD(eps=beside_l2, step_size=beside_l2 / 8, steps=20, norm="L2")
     return attacks
+
+
+def default_curve(strength: Strength) -> tuple[float, ...] | None:
+    """Linf radii at which accuracy is measured: 12 up to 64/255, and none with strength "quick"."""
+    return None if strength == "quick" else CURVE_EPS
 
 
 class EvaluationOptions(TypedDict, total=False):
@@ -188,7 +193,7 @@ def evaluate(
     attacks = default_attacks(strength=strength or "standard") if attacks is None else _by_name(attacks)
     check_names = chosen_checks(checks)
     if curve == "auto":
-        curve = None if strength == "quick" else CURVE_EPS
+        curve = default_curve(strength or "standard")
     curve = None if curve is None else tuple(map(float, curve))
     check_model(model)
     _check_arguments(attacks, num_images, curve, curve_images, check_images, batch_size, seed, resume, keep)
@@ -241,7 +246,7 @@ def evaluate(
             label_names=tuple(map(str, test.label_names)),
             environment=environment(device, cascade.seconds),
         )
-    if report.mistrust and rank_and_world()[0] == 0:
+    if report.mistrust and is_main_process():
         logger.warning(report.mistrust)
     return report
 

@@ -29,10 +29,14 @@ def saliency(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: If images or labels have another shape, type or range.
     """
-    check_images(images, labels)
-    check_dtype(model, images.dtype)
+    _check(model, images, labels)
     with eval_mode(model):
         return input_gradient(model, images, labels, _losses)[0]
+
+
+def _check(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    check_images(images, labels)
+    check_dtype(model, images.dtype)
 
 
 def smooth_grad(
@@ -54,8 +58,7 @@ def smooth_grad(
     Raises:
         ValueError: As :func:`saliency`.
     """
-    check_images(images, labels)
-    check_dtype(model, images.dtype)
+    _check(model, images, labels)
     check_number("noise", noise, (">", 0))
     check_whole("num_samples", num_samples, (">=", 1))
     keys = image_keys(seed, 0, torch.arange(len(images), device=images.device))
@@ -85,8 +88,7 @@ def integrated_gradients(model: nn.Module, images: Tensor, labels: Tensor, *, ba
     Raises:
         ValueError: As :func:`saliency`.
     """
-    check_images(images, labels)
-    check_dtype(model, images.dtype)
+    _check(model, images, labels)
     check_number("baseline", baseline, (">=", 0), ("<=", 1))
     check_whole("steps", steps, (">=", 1))
     way, total = images - baseline, torch.zeros_like(images)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..blocks import recorded_input
 from ..data import Data
 from ..models import Classifier
-from ..modules import check_dtype, eval_mode, not_finite
+from ..modules import check_dtype, check_finite, eval_mode
 from ..ranges import check_number
 
 EXACT = 4096  # parameters up to which the Hessian is built: 128 MiB
@@ -266,8 +266,7 @@ def classifier_inputs(model: Classifier, data: Data, *, batch_size: int = 128, p
     """
     head = model.head
     check_dtype(model)
-    if broken := not_finite(model.state_dict()):
-        raise ValueError(f"expected finite weights, got NaN or infinite values in {broken}.")
+    check_finite(model.state_dict())
     if not isinstance(head, nn.Linear):
         raise ValueError(f"expected a linear layer as the classifier of {model.architecture}, got {type(head).__name__}.")
     device = head.weight.device

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ..files import write_files
 from . import plots
-from .figures import AttackResult, Check, Curve, WorstCase
+from .figures import AttackResult, Curve, WorstCase
 from .results import FILES, Results
 from .words import FEW_CHECKS, NO_CHECK, eps_text, few_made, printable, text
 
@@ -151,8 +151,7 @@ def of_hundred(accuracy: float) -> str:
 
 def verdict(report: Results) -> tuple[str, str]:
     """The worst status of the checks, and what they say together; at least a warning of a model that may be guessing."""
-    status, sentence = _checked(report.made_checks)
-    sentence = report.mistrust or sentence
+    status, sentence = _checked(report)
     if not report.guess:
         return status, sentence
     if status in ("pass", "skipped") and report.made_checks:
@@ -160,17 +159,17 @@ def verdict(report: Results) -> tuple[str, str]:
     return "fail" if status == "fail" else "warn", f"{report.guess} {sentence}"
 
 
-def _checked(checks: Sequence[Check]) -> tuple[str, str]:
-    made = [check.status for check in checks]
+def _checked(report: Results) -> tuple[str, str]:
+    made = [check.status for check in report.made_checks]
     if not made:
         return "skipped", NO_CHECK.capitalize()
     counts = f"of {len(made)} check{'s' * (len(made) > 1)}"
-    if "fail" in made:
-        return "fail", ""
+    if report.mistrust:
+        return "fail", report.mistrust
     if warned := made.count("warn"):
         return "warn", f"{warned} {counts} gave a warning: read what it means for the robust accuracy."
     passed = "The one check that was made passed" if len(made) == 1 else f"All {len(made)} checks that were made passed"
-    few = few_made([check.num_images for check in checks])
+    few = few_made([check.num_images for check in report.made_checks])
     return "skipped" if len(made) <= FEW_CHECKS else "pass", f"{passed}{few}."
 
 

@@ -105,11 +105,13 @@ class Results:
     def below(self) -> tuple[str, float, int] | None:
         """Accuracy that a check's attack in the ball of the headline left, if lower than the robust accuracy, although checks
         are no measurements: its name, the share and the number of images; None if no check failed, or none found less."""
+        if not self.failed_checks:
+            return None
         found = [
             (float(share), key.removeprefix(IN_BALL), check.num_images)
             for check in self.checks
             for key, share in check.figures.items()
-            if key.startswith(IN_BALL) and check.name not in OTHER_BALLS and self.failed_checks
+            if key.startswith(IN_BALL) and check.name not in OTHER_BALLS
         ]
         share, name, number = min(found, default=(math.inf, "", 0))
         return (name, share, number) if share < self.robust.accuracy else None
@@ -125,8 +127,8 @@ class Results:
         if not (failed := self.failed_checks):
             return ""
         less = ""
-        if self.below is not None:
-            name, share, number = self.below
+        if (below := self.below) is not None:
+            name, share, number = below
             less = f"; in the same ball {name} left {share:.1%} of {number:,} images"
         made = len(self.made_checks)
         names = ", ".join(check.name for check in failed)

@@ -28,7 +28,7 @@ from ..data import Data, ImageData
 from ..files import remove_stale
 from ..methods import Method
 from ..models import Classifier
-from ..modules import eval_mode
+from ..modules import eval_mode, hooked
 from ..randomness import kept_generators
 from ..weights import content_hash
 from .arguments import FeatureCache
@@ -161,7 +161,7 @@ class FrozenPrefix:
         modules = list(self.model.backbone.modules())
         handles = [module.register_forward_pre_hook(begin) for module in modules]
         handles += [module.register_forward_hook(end) for module in modules]
-        with _hooks(handles), eval_mode(self.model), torch.enable_grad():
+        with hooked(handles), eval_mode(self.model), torch.enable_grad():
             self.model(images)
         names = {module: name for name, module in self.model.backbone.named_modules()}
         outputs: dict[nn.Module, Tensor] = {}
@@ -210,7 +210,7 @@ class FrozenPrefix:
         handles = [known.module.register_forward_hook(keep) for known in used]
         handles += [module.register_forward_pre_hook(stop) for module in self._trained]
         # not under no_grad: frozen parameters make no graph, and training would run the same kernels
-        with _hooks(handles), suppress(_Reached):
+        with hooked(handles), suppress(_Reached):
             self.model(images)
         return torch.cat([known.pack(outputs[known.module]) for known in used], 1)
 
@@ -431,15 +431,6 @@ def _difference(a: Tensor, b: Tensor) -> float:
 def _close(a: Tensor, b: Tensor, relative: float = 0.0) -> bool:
     b = b.float()
     return bool(((a.float() - b).abs() <= relative * b.abs() + TOLERANCE * b.std(correction=0)).all())
-
-
-@contextmanager
-def _hooks(handles: Sequence[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
