@@ -243,6 +243,7 @@ class StreamingData:
         part: Share of the stream that is used, as (from, to) in [0, 1]; examples are chosen by their position.
         split_seed: Seed of that choice.
         shuffle_buffer: Number of examples from which the next one is drawn in training.
+        confinement: Function through which a picture goes as it is stored, and which refuses one that lies elsewhere.
         description: Id, split and so on, for reports.
     """
 
@@ -255,6 +256,7 @@ class StreamingData:
     part: tuple[float, float] = (0.0, 1.0)
     split_seed: int = 0
     shuffle_buffer: int = 1000
+    confinement: Callable[[Any], Any] | None = None
     description: dict[str, Any] = field(default_factory=dict)
 
     def steps_per_epoch(self, batch_size: int) -> None:
@@ -349,7 +351,7 @@ class StreamingData:
             if label not in classes:
                 raise DataError(f"{where}: expected one of {listed(classes)} in {self.label_column!r}, got {label!r}.")
             try:
-                images.append(self.policy(picture))
+                images.append(self.policy(picture if self.confinement is None else self.confinement(picture)))
             except ValueError as error:
                 raise DataError(f"{where}: {error} Remove or repair it.") from error
             labels.append(classes[label])

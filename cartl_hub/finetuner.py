@@ -114,6 +114,7 @@ class RobustFineTuner:
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"expected a folder for output_dir, got the file {self.output_dir}.")
         check_target(self.output_dir / "model")
+        self._start = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         self.result: Result | None = None
         self.report: Report | None = None
         of_source = self.model.lineage.get("license") or self.model.backbone.pretrained_cfg.get("license")
@@ -154,13 +155,15 @@ class RobustFineTuner:
         interrupted, or returns at once if it had finished; the weights are those of a run that was not interrupted.
 
         Args:
-            resume: Continue an interrupted run. If False, start over: checkpoints in ``output_dir`` are removed.
+            resume: Continue an interrupted run. If False, start over from the source: checkpoints in ``output_dir`` are removed.
 
         Raises:
             ValueError: If ``output_dir`` holds a run with other arguments, and with ``resume``.
             TrainingError: If the loss becomes NaN or infinite; the last good checkpoint is kept.
         """
         self.report = None  # it was one of other weights
+        if not resume:
+            self.model.load_state_dict(self._start)
         self.result = train(
             self.model,
             self.method,
@@ -292,6 +295,8 @@ def open_source(source: str | Path | nn.Module | Source, revision: str | None = 
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
+        if revision is not None:
+            raise ModelError(f"expected no revision for a model that is given, got {revision!r}; load it with that revision.")
         own = copy.deepcopy(source).float()
         model = own if isinstance(own, Classifier) else Classifier(own)
         return Source(model, model.lineage.get("loaded_from") or {"id": model.architecture, "weights": "given"})
@@ -301,6 +306,8 @@ def open_source(source: str | Path | nn.Module | Source, revision: str | None = 
         name = str(source)
         if name in untrained_recipes() or not timm.is_model(name):
             raise ModelError(f"{error}{_similar(name)}") from error
+        if revision is not None:
+            raise ModelError(f"expected no revision for {name!r}, which is one of timm's models, got {revision!r}.") from error
         return _open_timm(name)
     model = open_folder(folder, origin)
     return Source(model, origin, _report_of(folder, model))

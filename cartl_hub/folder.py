@@ -30,6 +30,7 @@ from .weights import plain_state, stored_dtype, weights_bytes
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
 _CONFIG_BYTES = 16 << 20
+_SEEN = ("input_size", "mean", "std", "interpolation", "crop_mode", "crop_pct")  # how a model sees images, in timm's config
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -43,7 +44,7 @@ class ModelError(ValueError):
 def save_model(model: Classifier, folder: str | Path, *, report: Report | None = None, card: str | None = None) -> Path:
     """Write ``model.safetensors`` and ``config.json``, and the report and the card if given.
 
-    Weights, config and card are replaced together; a report of other weights already there is removed. Of several processes
+    Weights, config and card are replaced together; a report of another model that is already there is removed. Of several processes
     the first one writes.
 
     Args:
@@ -70,6 +71,7 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     _check_config(config, config["cartl_hub"])
     _check_labels(config)
     folder.mkdir(parents=True, exist_ok=True)
+    kept = _measured_as(folder, config)
     contents: dict[Path, bytes | str] = {
         folder / WEIGHTS: weights,
         folder / CONFIG: json.dumps(config, indent=2, allow_nan=False) + "\n",
@@ -77,8 +79,8 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     write_files(contents if card is None else contents | {folder / CARD: card})
     if report is not None:
         report.save(folder)
-    else:
-        _forget_report(folder, digest)
+    elif not kept:
+        _forget_report(folder)
     return folder
 
 
@@ -107,16 +109,18 @@ def check_target(folder: Path) -> None:
         raise ValueError(f"expected a new folder or a model folder of cartl_hub, got {folder} with a foreign {foreign[0]}.")
 
 
-def _forget_report(folder: Path, digest: str) -> None:
-    """Remove a report of other weights."""
-    path = folder / REPORT
+def _measured_as(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the report in a folder is one of this model: of the same weights, which saw images in the same way."""
     try:
-        if json.loads(path.read_bytes())["context"].get("weights_sha256") == digest:
-            return
-    except FileNotFoundError:
-        return
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        pass
+        was, report = json.loads((folder / CONFIG).read_bytes()), json.loads((folder / REPORT).read_bytes())
+        seen = [[content["pretrained_cfg"].get(name) for name in _SEEN] for content in (was, config)]
+        return seen[0] == seen[1] and report["context"].get("weights_sha256") == config["cartl_hub"]["weights_sha256"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
+
+def _forget_report(folder: Path) -> None:
+    """Remove a report of another model."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from .folder import save_model
 from .images import ImagePolicy
 from .lineage import lineage
 from .methods import FineTuning
-from .processes import remove_folder
+from .processes import is_main_process, remove_folder
 from .recipe import Recipe
 from .training import train
 from .weights import round_weights
@@ -89,7 +89,8 @@ def pretrain(
         }
     )
     model_folder = save_model(model, folder, card=render_card(model))
-    shutil.copyfile(output_dir / "losses.csv", model_folder / "losses.csv")
+    if is_main_process():
+        shutil.copyfile(output_dir / "losses.csv", model_folder / "losses.csv")
     if classifier.get("classifier") == "untrained":
         return model_folder
     splits.test.description |= {"id": recipe.data.id}

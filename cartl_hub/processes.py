@@ -1,10 +1,11 @@
 """Processes that work together (``torchrun``, ``accelerate launch``), and the devices that they run on."""
 
+import atexit
 import os
 import platform
 import shutil
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+PATIENCE = timedelta(days=1)  # with the other processes, one of which may attack a batch for hours or publish large weights
+
 
 def rank_and_world() -> tuple[int, int]:
     """Rank of this process and number of processes; joins the group that the launcher's environment names."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and dist.is_available() and not dist.is_initialized():
         from accelerate import PartialState  # chooses the backend and this process's device
 
-        PartialState()
+        state = PartialState(timeout=PATIENCE)
+        if state.backend == "gloo":
+            # a process that ends with gloo's threads running is aborted now and then, and its launcher takes the run for failed
+            atexit.register(_leave_group)
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():  # the user's code may have left it
+        dist.destroy_process_group()
 
 
 def gather(value: Any) -> list[Any]:

@@ -134,10 +134,12 @@ class Measured:
     Args:
         step: Number of training steps done.
         verdicts: Mapping from "clean", each attack, and "worst case" to bool [N], True where the image is classified correctly.
+        worst_case: Names of the attacks that make the worst case, those in the first threat model; None for all.
     """
 
     step: int
     verdicts: dict[str, np.ndarray]
+    worst_case: tuple[str, ...] | None = None
 
     def accuracy(self, name: str) -> Accuracy:
         verdict = self.verdicts[name]
@@ -145,7 +147,8 @@ class Measured:
 
     @classmethod
     def of(cls, report: Report, step: int) -> "Measured":
-        return cls(step, report.verdicts.correct | {WORST: report.standing(report.threat)})
+        worst_case = {} if len(report.worst_case) == 1 else {"worst_case": tuple(report.robust.attacks)}
+        return cls(step, report.verdicts.correct | {WORST: report.standing(report.threat)}, **worst_case)
 
     def to_json(self) -> dict[str, Any]:
         """Counts for readers, bits for paired comparisons."""
@@ -153,6 +156,7 @@ class Measured:
         return {
             "step": self.step,
             "num_images": num_images,
+            **({} if self.worst_case is None else {"worst_case": list(self.worst_case)}),
             "correct": {name: int(verdict.sum()) for name, verdict in self.verdicts.items()},
             "verdicts": {
                 name: base64.b64encode(np.packbits(verdict).tobytes()).decode() for name, verdict in self.verdicts.items()
@@ -177,10 +181,10 @@ class Measured:
                     f"expected {content['correct'][name]} correct verdicts for {name}, as the count says, got "
                     f"{int(verdicts[name].sum())}; run the cell again."
                 )
-        worst = verdicts.get(WORST, verdicts["clean"])
-        if any((worst & ~verdict).any() for verdict in verdicts.values()):
+        worst, worst_case = verdicts.get(WORST, verdicts["clean"]), content.get("worst_case")
+        if any((worst & ~verdicts[name]).any() for name in (verdicts if worst_case is None else ("clean", *worst_case))):
             raise ValueError("expected a worst case of which every image withstands every attack.")
-        return cls(content["step"], verdicts)
+        return cls(content["step"], verdicts, None if worst_case is None else tuple(worst_case))
 
 
 @dataclass(frozen=True, eq=False)

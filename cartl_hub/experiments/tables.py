@@ -9,7 +9,7 @@ from ..attacks import FGSM, Attack
 from ..batchnorm import BatchNormPolicy
 from ..methods import NEFT, AdversarialTraining, FineTuning, LwF, Method
 from .cell import UNTRAINED, Cell, paper_attacks
-from .plan import Pair, Plan
+from .plan import FROZEN, Pair, Plan
 
 NAMES = ("cases", "ablation", "bn", "targets", "datasize", "ssl")
 METHODS = ("LwF", "TL", "CARTL")  # that are compared on other targets and on fewer images
@@ -91,7 +91,7 @@ class Table:
         rows: Rows of the table.
         claims: Claims of the paper about the rows.
         notes: Remarks that a reader must know.
-        attack: Attack whose accuracy is shown between clean and worst case, and which the claims are about.
+        attack: Attack whose accuracy is shown between clean and worst case; the claims are about the worst case.
     """
 
     name: str
@@ -288,8 +288,9 @@ def _self_supervised(plan: Plan) -> list[Table]:
             FineTuning(num_blocks=blocks),
             AdversarialTraining(attack=FGSM(eps=8 / 255), adversarial_share=1.0, num_blocks=blocks),
         )
+        bn = BatchNormPolicy() if blocks is None else FROZEN  # a network that is trained whole needs its affine maps
         cells = {
-            column: plan.cells(source, method, target=target, epochs=plan.probe_epochs, attacks=attacks)
+            column: plan.cells(source, method, bn=bn, target=target, epochs=plan.probe_epochs, attacks=attacks)
             for column, method in zip(columns, methods, strict=True)
         }
         return Row(label, cells, dict(zip(columns, paper, strict=False)))

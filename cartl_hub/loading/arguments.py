@@ -8,6 +8,8 @@ from ..ranges import check_bool, check_number, check_whole
 
 logger = logging.getLogger(__name__)
 
+ROLES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "testing")}
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from datasets import Array2D, Array3D, ClassLabel, Dataset, Image
 
 from ..data import DataError
-from .arguments import DataArguments, Notes
+from .arguments import ROLES, DataArguments, Notes
 
 _IMAGE_COLUMNS = ("image", "img", "images", "pixels", "picture")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "y")
@@ -39,6 +40,25 @@ def find_columns(roles: Mapping[str, Any], arguments: DataArguments, notes: Note
         if isinstance(split, Dataset) and split.format["type"] == "custom":
             notes.add(f"the transform of the {role} split (set_transform) is not used; see Augmentation")
     return image, label
+
+
+def labelled_splits(splits: Mapping[str, Any], arguments: DataArguments, notes: Notes) -> dict[str, Any]:
+    """Splits without a test split that has no labels, as benchmarks publish it whose test labels are secret."""
+    quiet = Notes()
+    quiet.quiet = True
+    kept = dict(splits)
+    for name in [name for name in ROLES["test"] if name in splits and len(splits) > 1]:
+        try:
+            _, label = find_columns({"train": splits[name]}, arguments, quiet)
+        except DataError:  # reading reports it, where it matters
+            continue
+        labels, stream = undecoded(splits[name], label), not isinstance(splits[name], Dataset)
+        found = [row[label] for row in islice(labels, 1)] if stream else labels[:][label]
+        if found and all(value in (-1, None) for value in found):
+            seen = "the first is" if stream else "all are"
+            notes.add(f"the {name} split has no labels ({seen} -1 or missing): it is not used")
+            del kept[name]
+    return kept
 
 
 def _column(features: Mapping[str, Any], role: str, named: str | None, kinds: tuple[type, ...], usual: tuple[str, ...]) -> str:

@@ -2,10 +2,9 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..images import ImagePolicy, to_pil
 from ..processes import bar_interval
 from .arguments import Notes
 from .columns import undecoded
+from .confinement import Confinement
 
 IN_MEMORY_BYTES = 4 << 30  # larger splits are decoded when they are drawn
 _LARGE = 3  # times the side of the input, from which on a picture loses most of its detail
@@ -32,7 +32,7 @@ def read_pictures(
     policy: ImagePolicy,
     role: str,
     description: dict[str, Any],
-    root: Path | None = None,
+    confinement: Confinement | None = None,
 ) -> ImageData:
     """The images of a split: in memory or, if there are many, decoded when they are drawn.
 
@@ -41,12 +41,12 @@ def read_pictures(
         names: Names of the classes.
         role: Role of the split, for messages.
         description: Description of the split.
-        root: Folder that must contain the pictures that rows name by a path.
+        confinement: Confinement of the pictures that rows name by a path.
 
     Raises:
         DataError: If a picture can't be decoded; the message names its row.
     """
-    decode = Decoder.of(split, column, policy, role, root)
+    decode = Decoder.of(split, column, policy, role, confinement)
     shape = (len(labels), policy.num_channels, *policy.size)
     if math.prod(shape) > IN_MEMORY_BYTES:
         return ImageData(labels, names, decode, policy, description, workers=min(8, os.cpu_count() or 1))
@@ -68,14 +68,16 @@ class Decoder:
     column: str
     policy: ImagePolicy
     role: str
-    root: Path | None = None
+    confinement: Confinement | None = None
 
     @classmethod
-    def of(cls, split: Dataset, column: str, policy: ImagePolicy, role: str, root: Path | None = None) -> "Decoder":
+    def of(
+        cls, split: Dataset, column: str, policy: ImagePolicy, role: str, confinement: Confinement | None = None
+    ) -> "Decoder":
         source, feature = undecoded(split, column), split.features[column]
         if isinstance(feature, (Array2D, Array3D)):
             source = source.with_format("numpy", dtype=feature.dtype)
-        return cls(source, column, policy, role, root)
+        return cls(source, column, policy, role, confinement)
 
     def __call__(self, rows: Sequence[int]) -> Tensor:
         """Decode rows, [B] -> [B, C, H, W].
@@ -87,37 +89,22 @@ class Decoder:
         images = []
         for row, picture in zip(rows, batch[self.column], strict=True):
             try:
-                images.append(self.policy(picture if self.root is None else _inside(picture, self.root)))
+                images.append(self.policy(picture if self.confinement is None else self.confinement(picture)))
             except ValueError as error:
                 raise DataError(f"row {row} of the {self.role} split: {error} Remove or repair it.") from error
         return torch.stack(images)
 
 
-def _inside(picture: Any, root: Path) -> Any:
-    """A picture that a row names by a path, as a file in the folder of the data: a file of rows that somebody else wrote must
-    not make this machine open others, or a connection.
-
-    Raises:
-        ValueError: If it lies elsewhere.
-    """
-    path = picture
-    if isinstance(picture, Mapping) and picture.get("bytes") is None:
-        path = picture.get("path")
-    if not isinstance(path, str):
-        return picture
-    found = (root / path).resolve()
-    if "://" in path or not found.is_relative_to(root):
-        raise ValueError(f"expected a picture inside {root}, got the path {path!r}.")
-    return found
-
-
-def note_large_pictures(split: Any, column: str, policy: ImagePolicy, notes: Notes) -> None:
+def note_large_pictures(
+    split: Any, column: str, policy: ImagePolicy, notes: Notes, confinement: Confinement | None = None
+) -> None:
     """Note when most pixels are thrown away."""
     source = split.select(range(0, len(split), max(1, len(split) // 32))) if isinstance(split, Dataset) else split
     sides = []
     for row in islice(undecoded(source, column), 8 if source is split else None):
         try:
-            sides.append(min(to_pil(row[column]).size))
+            picture = row[column] if confinement is None else confinement(row[column])
+            sides.append(min(to_pil(picture).size))
         except ValueError:  # reading reports it, with its row
             continue
     height, side = policy.size[0], int(np.median(sides or [0]))

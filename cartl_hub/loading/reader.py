@@ -10,12 +10,12 @@ from torch import Tensor
 from ..data import DataError, ImageData, StreamingData, UnknownClassError, listed
 from ..images import ImagePolicy
 from ..sampling import index_hash, stratified_split
-from .arguments import DataArguments, Notes, Splits
+from .arguments import ROLES, DataArguments, Notes, Splits
 from .classes import Classes
-from .columns import features_of, find_columns, undecoded
+from .columns import features_of, find_columns, labelled_splits, undecoded
 from .dividing import divide, pixel_hash
 from .pictures import Decoder, note_large_pictures, read_pictures
-from .source import ROLES, AnyData, Source, describe, open_source
+from .source import AnyData, Source, describe, open_source
 from .streams import divide_stream
 
 
@@ -78,6 +78,7 @@ def load_test_split(
 def _reader(data: AnyData, policy: ImagePolicy, arguments: DataArguments | None, label_names: Sequence[str] | None) -> "_Reader":
     arguments, notes = arguments or DataArguments(), Notes()
     source = open_source(data, arguments, notes)
+    source.splits = labelled_splits(source.splits, arguments, notes)
     return _Reader(source, policy, arguments, Classes(label_names, arguments.label_names, notes), notes)
 
 
@@ -96,13 +97,10 @@ class _Reader:
         """All parts."""
         roles = self._roles()
         image, label = find_columns(roles, self.arguments, self.notes)
-        note_large_pictures(roles["train"], image, self.policy, self.notes)
+        note_large_pictures(roles["train"], image, self.policy, self.notes, self.source.confinement)
         if any(isinstance(split, IterableDataset) for split in roles.values()):
             return divide_stream(roles, image, label, self.policy, self.source, self.classes, self.arguments, self.notes)
         raw = {role: undecoded(split, label)[:][label] for role, split in roles.items()}
-        if "test" in raw and all(value in (-1, None) for value in raw["test"]):
-            self.notes.add("the test split has no labels (all are -1 or missing): it is not used")
-            del roles["test"], raw["test"]
         names = self.classes.names(roles["train"].features[label], label, raw)
         labels = {
             role: self.classes.labels(raw[role], split.features[label], label, names, role) for role, split in roles.items()
@@ -160,7 +158,7 @@ class _Reader:
             _, held = stratified_split(labels, set_aside["test_share"], seed)
             if index_hash(held) != set_aside["index_hash"]:
                 return False
-            decode = Decoder.of(split, image, self.policy, "train", self.source.root)
+            decode = Decoder.of(split, image, self.policy, "train", self.source.confinement)
             return pixel_hash(ImageData(labels, names, decode, self.policy).subset(held)) == set_aside["pixels"]
         except DataError:  # reading reports it
             return False
@@ -182,14 +180,15 @@ class _Reader:
         if not isinstance(split, IterableDataset) and not len(split):
             raise DataError(f"expected at least one image in the split {name!r}, got none; pass data that have images.")
         image, label = find_columns({"train": split}, self.arguments, self.notes)
-        note_large_pictures(split, image, self.policy, self.notes)
+        note_large_pictures(split, image, self.policy, self.notes, self.source.confinement)
         if isinstance(split, IterableDataset):
             feature = features_of(split)[label]
             names = self.classes.names_of_stream(feature, label)
             classes = self.classes.numbers(feature, names)
             description = describe(self.source.origin, name, self.policy)
             columns = undecoded(split, image, label)
-            return StreamingData(columns, names, self.policy, image, label, classes=classes, description=description)
+            options: dict[str, Any] = {"confinement": self.source.confinement, "description": description}
+            return StreamingData(columns, names, self.policy, image, label, classes=classes, **options)
         names, labels = self._classified(split, label, name)
         return self._images(split, image, labels, names, name)
 
@@ -221,4 +220,4 @@ class _Reader:
 
     def _images(self, split: Dataset, column: str, labels: Tensor, names: tuple[str, ...], role: str) -> ImageData:
         description = describe(self.source.origin, role, self.policy) | {"num_images": len(labels)}
-        return read_pictures(split, column, labels, names, self.policy, role, description, self.source.root)
+        return read_pictures(split, column, labels, names, self.policy, role, description, self.source.confinement)

@@ -17,12 +17,12 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..data import DataError, listed
 from ..images import ImagePolicy, policy_to_dict
-from .arguments import DataArguments, Notes
+from .arguments import ROLES, DataArguments, Notes
 from .columns import undecoded
+from .confinement import Confinement, hub_confinement
 
 logger = logging.getLogger(__name__)
 
-ROLES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "testing")}
 _FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 _LOADERS = ("arrow", "csv", "generator", "json", "parquet", "webdataset")  # of datasets, whose name says nothing of the data
 # where the cache of datasets keeps what came from the Hub: owner___name/configuration/version/commit/
@@ -39,13 +39,13 @@ class Source:
         splits: Splits by name, each a ``Dataset`` or an ``IterableDataset``.
         origin: Id, configuration and revision, as cards and reports state them.
         location: Location of a local data set; cards and reports don't show it.
-        root: Folder of files whose rows may name pictures by a path.
+        confinement: Confinement of the pictures that rows name by a path; None for data that the user made.
     """
 
     splits: dict[str, Any]
     origin: dict[str, Any]
     location: str = ""
-    root: Path | None = None
+    confinement: Confinement | None = None
 
 
 def open_source(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
@@ -82,18 +82,19 @@ def _open(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
     path = Path(data).expanduser()
     if path.exists():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            splits, root = _saved(path, arguments.streaming), None
+            splits, confinement = _saved(path, arguments.streaming), None
         else:
             builder, files = _files(path, notes)
             splits = _load(str(data), builder, data_files=files, streaming=arguments.streaming)
             folder = path.resolve() if path.is_dir() else path.resolve().parent
-            root = None if builder == "imagefolder" else folder
-        return Source(splits, {"id": path.resolve().name}, str(path.resolve()), root)
+            confinement = None if builder == "imagefolder" else Confinement((folder,))
+        return Source(splits, {"id": path.resolve().name}, str(path.resolve()), confinement)
     if str(data).startswith((".", "/", "~")) or str(data).count("/") > 1:
         raise DataError(f"expected a folder, a parquet file or a Hub id, got {str(data)!r}, which does not exist.")
     revision = _commit(str(data), arguments.revision)
     splits = _load(str(data), str(data), name=arguments.config, revision=revision, streaming=arguments.streaming)
-    return Source(splits, {"id": str(data), "config": arguments.config, "revision": revision})
+    origin = {"id": str(data), "config": arguments.config, "revision": revision}
+    return Source(splits, origin, confinement=hub_confinement())
 
 
 def _load(described: str, *args: Any, **kwargs: Any) -> dict[str, Any]:

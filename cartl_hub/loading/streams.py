@@ -46,9 +46,6 @@ def divide_stream(
     streams = {}
     for role, split in roles.items():
         stream = split.to_iterable_dataset() if isinstance(split, Dataset) else split
-        if role == "test" and next(iter(undecoded(stream, label)))[label] in (-1, None):
-            notes.add("the test split has no labels (the first is -1 or missing): it is not used")
-            continue
         streams[role] = undecoded(stream, image, label)
     names = classes.names_of_stream(features_of(roles["train"])[label], label)
     tested = 0.0 if "test" in streams else arguments.test_share
@@ -70,6 +67,7 @@ def divide_stream(
             part=(low, high) if low < high else (0.0, 1.0),
             split_seed=split_seed,
             shuffle_buffer=arguments.shuffle_buffer,
+            confinement=source.confinement,
             description=describe(source.origin, role if given else f"{role} (split off)", policy),
         )
 

@@ -32,6 +32,7 @@ def fingerprint(
                 "bn": to_dict(bn),
                 "arguments": chosen,
                 "architecture": [model.architecture, model.num_classes, model.model_args],
+                "normalisation": [model.mean.flatten().tolist(), model.std.flatten().tolist()],
                 "data": data.fingerprint() if isinstance(data, ImageData) else data.description.get("fingerprint"),
                 "validation": None if validation is None else validation.fingerprint(),
                 "weights": content_hash(model.state_dict()),

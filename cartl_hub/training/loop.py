@@ -28,7 +28,7 @@ from ..files import locked
 from ..methods import Batch, Method
 from ..methods.method import Images
 from ..models import Classifier
-from ..processes import bar_interval, default_precision
+from ..processes import bar_interval, default_precision, rank_and_world
 from ..randomness import image_keys, kept_generators, seed_generators, step_seed
 from ..spectral import plain_state_dict
 from ..weights import content_hash
@@ -590,6 +590,7 @@ def _update_average(average: dict[str, Tensor], state: dict[str, Tensor], decay:
 
 
 def _accelerator(arguments: TrainingArguments, folder: Path | None) -> Accelerator:
+    rank_and_world()  # joins the processes, and leaves them when this one ends
     try:
         return Accelerator(
             mixed_precision="no",  # the step casts by itself: accelerate fixes one precision for a whole process
