@@ -99,8 +99,9 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
     needs_import = hasattr(model.backbone, "model_args")  # registered with timm by this package
     kind, chance = "transfer" if source else "source", 1 / model.num_classes
     low, high = report.robust.interval if report else (0.0, 1.0)
-    robust = low > chance
-    claims_robust = robust or (bool(lineage.get("threat_model")) and high > chance)
+    trusted = report is None or not report.failed_checks
+    robust = low > chance and trusted
+    claims_robust = robust or (bool(lineage.get("threat_model")) and high > chance and trusted)
     card_data = ModelCardData(
         model_name=name,
         **_license_metadata(lineage.get("license")),

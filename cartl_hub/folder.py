@@ -44,8 +44,8 @@ class ModelError(ValueError):
 def save_model(model: Classifier, folder: str | Path, *, report: Report | None = None, card: str | None = None) -> Path:
     """Write ``model.safetensors`` and ``config.json``, and the report and the card if given.
 
-    Weights, config and card are replaced together; a report of another model that is already there is removed. Of several processes
-    the first one writes.
+    Weights, config and card are replaced together; a report of another model that is already there is removed. Of several
+    processes the first one writes.
 
     Args:
         model: Model with plain weights; save a model under training only once training has ended.

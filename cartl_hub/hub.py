@@ -345,6 +345,7 @@ class SourceInfo:
         robust_acc: Accuracy under ``attack``.
         worst_acc: Accuracy in the worst case over all attacks of the threat model.
         attack: Name of the attack.
+        doubtful: Whether checks of the report failed; then robust accuracies are left out.
         num_images: Number of test images behind these figures.
         size: Size of the weights, in bytes.
         where: Location: "bundled", "Hub", or "recipe only".
@@ -362,6 +363,7 @@ class SourceInfo:
     robust_acc: float | None = None
     worst_acc: float | None = None
     attack: str | None = None
+    doubtful: bool = False
     num_images: int | None = None
     size: int | None = None
     revision: str | None = None
@@ -420,7 +422,8 @@ def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = 
     report = read_report(folder)
     if report and not report.is_of(own.get("weights_sha256")):
         report = None
-    measured = report.attacks if report else {}
+    doubtful = report is not None and bool(report.failed_checks)
+    measured = report.attacks if report and not doubtful else {}
     attack = next((name for name in ("PGD-20", "PGD-100", *measured) if name in measured), None)
     if size is None:
         size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0
@@ -435,6 +438,7 @@ def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = 
         robust_acc=measured[attack].accuracy if attack else None,
         worst_acc=report.worst_case[measured[attack].threat].accuracy if report and attack else None,
         attack=attack,
+        doubtful=doubtful,
         num_images=report.num_images if report else None,
         size=size,
         where=where,
@@ -466,7 +470,7 @@ def models_table() -> str:
         usual = (info.attack, info.threat_model) == ("PGD-20", "Linf 8/255")
         other = "" if usual else f" ({info.attack}, {info.threat_model})"
         measured = [
-            "not measured" if share is None else f"{100 * share:.2f} %{suffix}"
+            ("checks failed" if info.doubtful else "not measured") if share is None else f"{100 * share:.2f} %{suffix}"
             for share, suffix in ((info.clean_acc, ""), (info.worst_acc, ""), (info.robust_acc, other))
         ]
         lines.append(

@@ -31,6 +31,11 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
+def double(tensor: Tensor) -> Tensor:
+    """A tensor in float64, on the CPU where its own device has none (Apple's GPUs)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def check_dtype(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Refuse a module without weights, or with some of another dtype.
 

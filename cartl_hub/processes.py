@@ -20,8 +20,10 @@ def rank_and_world() -> tuple[int, int]:
     """Rank of this process and number of processes; joins the group that the launcher's environment names."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and dist.is_available() and not dist.is_initialized():
         from accelerate import PartialState  # chooses the backend and this process's device
+        from accelerate.utils import parse_flag_from_env
 
-        state = PartialState(timeout=PATIENCE)
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        state = PartialState(cpu=cpu, timeout=PATIENCE)
         if state.backend == "gloo":
             # a process that ends with gloo's threads running is aborted now and then, and its launcher takes the run for failed
             atexit.register(_leave_group)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from .modules import double
+
 SigmaOf = Literal["kernel", "operator"]
 Size = tuple[int, int]
 Layer = nn.Conv2d | nn.Linear
@@ -25,7 +27,7 @@ def weighted(modules: Iterable[nn.Module]) -> list[Layer]:
 
 def kernel_norm(weight: Tensor) -> Tensor:
     """Largest singular value of a weight reshaped to [out, in * kh * kw], exact, float64; NaN for a weight that isn't finite."""
-    matrix = weight.detach().flatten(1).double()
+    matrix = double(weight.detach().flatten(1))
     if not matrix.isfinite().all():  # LAPACK would raise, in place of the error that says that training diverged
         return matrix.new_tensor(torch.nan)
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
@@ -48,8 +50,9 @@ def operator_norm(layer: Layer, size: Size = (1, 1), *, weight: Tensor | None = 
     weight = (layer.weight if weight is None else weight).detach()
     if not isinstance(layer, nn.Conv2d) or not weight.isfinite().all():
         return kernel_norm(weight)
-    scale = weight.double().abs().max().clamp(min=torch.finfo(torch.float64).tiny)  # small numbers must not underflow in A^T A
-    weight, shape = weight.double() / scale, (1, layer.in_channels, *size)
+    weight = double(weight)
+    scale = weight.abs().max().clamp(min=torch.finfo(torch.float64).tiny)  # small numbers must not underflow in A^T A
+    weight, shape = weight / scale, (1, layer.in_channels, *size)
     basis = _unit(shape, weight).flatten()[None]
     mapped, projected = basis[:0], weight.new_zeros(0, 0)  # the basis under A^T A, and that in terms of the basis
     while True:
@@ -128,7 +131,7 @@ class _Rescaled(nn.Module):
         """The rescaled weight with the exact sigma, as a plain tensor."""
         layer = self._layer[0]
         sigma = operator_norm(layer, self.size, weight=weight) if self.by_operator else kernel_norm(weight)
-        return (weight.detach().double() * (self.beta / sigma)).to(weight.dtype)
+        return (double(weight.detach()) * (self.beta / sigma)).to(weight)
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from .models import Classifier
 
 
 def plain_state(model: Classifier) -> dict[str, Tensor]:
-    """Weights of the backbone as they are saved."""
+    """Weights of the backbone as they are saved: in the dtype of ``stored_as`` if it holds them exactly, as it no longer does
+    once they were trained."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.backbone.state_dict().items()}
-    return {name: tensor.to(model.stored_as) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    stored = {name: tensor.to(model.stored_as) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return stored if all(torch.equal(stored[name].to(tensor.dtype), tensor) for name, tensor in state.items()) else state
 
 
 def round_weights(model: Classifier, dtype: torch.dtype) -> None:

@@ -40,6 +40,7 @@ from cartl_hub.experiments import (
     Sweep,
     load_plan,
     make_tables,
+    run_cell,
     run_cells,
     run_sweep,
     save_results,
@@ -141,6 +142,20 @@ def test_verdicts_survive_their_file():
         Measured.from_json(content)
     with pytest.raises(ValueError, match="expected a worst case"):
         Measured.from_json(Measured(7, {"clean": verdict, "PGD-20": ~verdict & False, WORST: verdict}).to_json())
+
+
+def test_a_cell_with_attacks_in_two_balls_is_read_again(make_cell, tmp_path):
+    """An image may withstand all in the ball of the headline and fall in another."""
+    two = {"FGSM": FGSM(eps=0.0), "FGSM L2": FGSM(eps=60.0, norm="L2")}
+    cell = make_cell(attacks=two)
+    result = run_cell(cell, tmp_path / "run")
+    result.save(tmp_path / "results" / f"{cell.key}.json")
+    verdicts = find_result(cell, tmp_path / "results").last.verdicts
+    assert (verdicts[WORST] & ~verdicts["FGSM L2"]).any()
+    assert np.array_equal(verdicts[WORST], verdicts["FGSM"])
+    content = result.last.to_json() | {"worst_case": ["FGSM", "FGSM L2"]}
+    with pytest.raises(ValueError, match="expected a worst case"):
+        Measured.from_json(content)
 
 
 def test_commit_says_whether_the_code_has_changed(tmp_path):

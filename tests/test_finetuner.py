@@ -115,6 +115,19 @@ def test_a_run_that_begins_anew_forgets_the_earlier_one(tuner, tmp_path):
     assert all(torch.equal(expected[name], tensor) for name, tensor in changed.model.state_dict().items())
 
 
+def test_a_fresh_run_starts_from_the_source_again(tuner):
+    tuner.train()
+    first = {name: tensor.clone() for name, tensor in tuner.model.state_dict().items()}
+    tuner.train(resume=False)
+    assert all(torch.equal(first[name], tensor) for name, tensor in tuner.model.state_dict().items())
+
+
+@pytest.mark.parametrize("source", [make_model("wrn10_1"), "resnet18.a1_in1k"])
+def test_a_revision_of_what_has_none_is_refused(source, tmp_path):
+    with pytest.raises(ModelError, match=r"expected no revision for .*, got 'v2'"):
+        RobustFineTuner(source, pictures(30), revision="v2", output_dir=tmp_path)
+
+
 def test_nothing_of_an_earlier_run_is_left_once_a_fresh_one_has_begun(tuner, tmp_path, monkeypatch):
     tuner.train()
     monkeypatch.setattr(FineTuning, "losses", lambda self, model, batch: 1 / 0)

@@ -14,6 +14,7 @@ from datasets import DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from reports import make_report
 from safetensors.torch import load_file, save_file
 from test_finetuner import pictures
 
@@ -21,7 +22,8 @@ import cartl_hub
 from cartl_hub import FGSM, ImagePolicy, ModelError, RobustFineTuner, evaluate, load_model, save_model
 from cartl_hub.files import sha256
 from cartl_hub.folder import CONFIG, WEIGHTS, read_config
-from cartl_hub.hub import bundled_models, list_sources
+from cartl_hub.hub import bundled_models, list_sources, models_table
+from cartl_hub.report.figures import Check
 from cartl_hub.spectral import rescaled, weighted
 from cartl_hub.weights import round_weights, weights_sha256
 
@@ -239,6 +241,39 @@ def test_names_that_lead_nowhere(folder, tmp_path):
     (folder / CONFIG).write_text("{")
     with pytest.raises(ModelError, match="expected JSON"):
         load_model(folder)
+
+
+def test_a_report_of_another_normalisation_is_not_kept(wrn, tmp_path):
+    folder = save_model(wrn, tmp_path / "model")
+    make_report(context={"weights_sha256": weights_sha256(wrn)}).save(folder)
+    save_model(wrn, folder, card="the same model, with another card")
+    assert (folder / "report.json").exists()
+    wrn.mean += 0.1
+    save_model(wrn, folder)
+    assert not (folder / "report.json").exists()
+
+
+def test_half_precision_is_kept_for_weights_that_it_holds(wrn, tmp_path):
+    round_weights(wrn, torch.float16)
+    assert load_model(save_model(wrn, tmp_path)).stored_as == torch.float16
+    with torch.no_grad():
+        wrn.head.weight += 1e-6  # trained on by the user's own loop
+    again = load_model(save_model(wrn, tmp_path))
+    assert again.stored_as == torch.float32
+    assert torch.equal(again.head.weight, wrn.head.weight)
+
+
+def test_failed_checks_leave_a_robust_accuracy_out_of_the_list(wrn, tmp_path, monkeypatch):
+    wrn.lineage = {"name": "wrn10_1.at_toy"}
+    folder = save_model(wrn, tmp_path / "model_cards" / "wrn10_1.at_toy")
+    failed = Check("gradient-free", "fail", {"accuracy, Square": 0.02}, "Masked.", "", 40)
+    make_report(context={"weights_sha256": weights_sha256(wrn)}, checks=(failed,)).save(folder)
+    monkeypatch.setattr("cartl_hub.hub.__file__", str(tmp_path / "cartl_hub" / "hub.py"))
+    (info,) = list_sources()
+    assert info.doubtful
+    assert info.clean_acc is not None
+    assert info.robust_acc is info.worst_acc is None
+    assert "| checks failed |" in models_table()
 
 
 def test_bundled_models_are_listed_and_load():

@@ -16,7 +16,7 @@ from PIL import Image as Picture
 
 from cartl_hub.data import DataError, StreamingData
 from cartl_hub.images import ImagePolicy
-from cartl_hub.loading import DataArguments, columns, load_splits, load_test_split, pictures, source, streams
+from cartl_hub.loading import DataArguments, columns, confinement, load_splits, load_test_split, pictures, source, streams
 from cartl_hub.sampling import index_hash, stratified_sample, stratified_split
 
 POLICY = ImagePolicy(size=(8, 8))
@@ -214,6 +214,19 @@ def test_a_test_split_without_labels_is_not_used(labels):
     assert splits.notes[0] == "the test split has no labels (all are -1 or missing): it is not used"
     assert splits.notes[1].startswith("no test split: 20% of the training images (12, ")
     assert len(splits.test) == 12
+
+
+def test_a_test_split_without_labels_is_not_measured_either():
+    secret = DatasetDict(train=table(60), validation=table(9, seed=1), test=table(6, labels=[-1] * 6))
+    measured, notes = load_test_split(secret, POLICY)
+    assert torch.equal(measured.images, read(secret).validation.images)
+    assert notes[0] == "the test split has no labels (all are -1 or missing): it is not used"
+    lone = DatasetDict(train=secret["train"], test=secret["test"])
+    trained = read(lone, test_share=0.3)
+    aside, notes = load_test_split(lone, POLICY, trained_on=trained.train.description)
+    assert torch.equal(aside.images, trained.test.images)
+    streams = {name: split.to_iterable_dataset() for name, split in secret.items()}
+    assert next(load_test_split(streams, POLICY)[0].batches(9)).labels.tolist() == secret["validation"]["label"]
 
 
 def test_tiny_sets():
@@ -641,6 +654,29 @@ def test_rows_name_pictures_in_the_folder_of_the_data_only(tmp_path):
     for elsewhere in ("../other.png", str(tmp_path / "other.png"), "ftp://127.0.0.1/x.png", "http://127.0.0.1/x.png"):
         with pytest.raises(DataError, match=r"row 9 of the train split: expected a picture inside .*data, got the path"):
             read(written(elsewhere))
+
+
+def test_streams_and_data_of_the_hub_name_no_other_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "cache").mkdir()
+    for place in ("data", "cache", "."):
+        Picture.fromarray(pixels(1)[0]).save(tmp_path / place / "a.png")
+
+    def rows(path) -> Dataset:
+        return Dataset.from_dict({"image": [str(path)] * 60, "label": [0, 1] * 30}).cast_column("image", Image(decode=False))
+
+    rows(tmp_path / "a.png").to_parquet(tmp_path / "data" / "rows.parquet")
+    with pytest.raises(DataError, match=r"row [0-9]+ of the .* stream: expected a picture inside .*data, got the path"):
+        read(tmp_path / "data" / "rows.parquet", streaming=True, label_names=("cat", "dog"), validation_share=0.5)
+    hub = confinement.hub_confinement()
+    assert hub(str(tmp_path / "cache" / "a.png")) == tmp_path / "cache" / "a.png"
+    assert hub({"bytes": b"1", "path": "/etc/passwd"}) == {"bytes": b"1", "path": "/etc/passwd"}
+    for address in ("hf://datasets/org/name/a.png", "zip://a.png::hf://datasets/org/name/b.zip"):
+        assert hub({"bytes": None, "path": address}) == address
+    for elsewhere in (str(tmp_path / "a.png"), "http://127.0.0.1/a.png", "zip://hf://a::/etc/x.zip", "../a.png"):
+        with pytest.raises(ValueError, match="expected a picture inside"):
+            hub({"bytes": None, "path": elsewhere})
 
 
 def test_no_name_of_data():

@@ -357,6 +357,11 @@ def test_only_robust_models_are_tagged_so(wrn, threat, robust_correct, tagged):
     worst = {"Linf 8/255": WorstCase(robust_correct or 0, 40, "Linf", 8 / 255, ("FGSM",))}
     card = render_card(wrn, report=None if robust_correct is None else make_report(worst_case=worst))
     assert ("adversarial-robustness" in ModelCard(card).data.tags) == tagged
+    failed = Check("gradient-free", "fail", {"accuracy, Square": 0.02}, "Masked.", "", 40)
+    if robust_correct is not None:
+        doubtful = ModelCard(render_card(wrn, report=make_report(worst_case=worst, checks=(failed,))))
+        assert "adversarial-robustness" not in doubtful.data.tags
+        assert "keep a part of its robustness" not in doubtful.text
 
 
 @pytest.mark.parametrize(

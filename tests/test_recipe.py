@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import DatasetDict
 from test_finetuner import pictures
 
@@ -187,6 +191,32 @@ def test_a_source_is_attacked_as_it_was_trained(norm, eps, toy, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         pretrain(recipe, tmp_path / "model", output_dir=tmp_path / "run")
     assert {(attack.norm, attack.eps) for attack in measured.values()} - {("L2", 0.5)} == {(norm, eps)}
+
+
+def test_two_processes_train_and_measure_a_source(tmp_path):
+    pictures(40).to_parquet(tmp_path / "train.parquet")
+    recipe = {
+        "id": "wrn10_1.natural_toy",
+        "title": "A toy.",
+        "license": "mit",
+        "architecture": "wrn10_1",
+        "data": {"id": "org/toy", "local": str(tmp_path / "train.parquet")},
+        "method": {"name": "FineTuning"},
+        "training": {"epochs": 1, "batch_size": 16, "validation_attack": None},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "cartl_hub.cli"]
+    options = ["pretrain", tmp_path / "recipe.yaml", "--folder", tmp_path / "model", "--output", tmp_path / "run"]
+    done = subprocess.run(
+        [*command, *map(str, options), "--num-images", "4"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert Report.load(tmp_path / "model").num_images == 4
+    assert (tmp_path / "model" / "losses.csv").exists()
 
 
 def test_source_is_trained_measured_and_written(tmp_path):

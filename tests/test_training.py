@@ -27,6 +27,7 @@ from cartl_hub import (
     Augmentation,
     BatchNormPolicy,
     DataError,
+    EpsSchedule,
     FineTuning,
     Jigsaw,
     LwF,
@@ -363,11 +364,69 @@ def test_overfitted_weights_are_never_the_best(earlier, wrn, data, monkeypatch):
         assert (result.weights, result.best) == ("last", None)
 
 
-def test_overfitting_is_looked_for_in_the_norm_of_the_validation(wrn, data):
-    method = AdversarialTraining(attack=RFGSM(eps=8 / 255), num_blocks=1)
-    attack = PGD(eps=3.0, step_size=1.0, steps=1, norm="L2")
-    result = train(wrn, method, data, validation=data, arguments=arguments(epochs=1, validation_attack=attack))
-    assert result.validations[0].fgsm_acc is not None
+@pytest.mark.parametrize(
+    ("attack", "norm", "eps"),
+    [(NFGSM(eps=2 / 255), "Linf", 2 / 255), (RFGSM(eps=0.5, norm="L2"), "L2", 0.5), (RFGSM(eps=8 / 255), "Linf", 8 / 255)],
+)
+def test_overfitting_is_looked_for_in_the_ball_of_the_training(attack, norm, eps, wrn, data, monkeypatch, caplog):
+    looked = []
+
+    def accuracies(self, model, attacks):
+        looked.append(attacks)
+        return {"clean": 0.9, "robust": 0.1, "fgsm": 0.5} | ({"pgd": 0.4} if "pgd" in attacks else {})
+
+    monkeypatch.setattr(Validator, "accuracies", accuracies)
+    schedule = EpsSchedule(start=0.5, end=0.9)
+    method = AdversarialTraining(attack=attack, eps_schedule=schedule, num_blocks=1)
+    result = train(wrn, method, data, validation=data, arguments=arguments(epochs=4))
+    balls = [{(one.norm, one.eps) for name, one in attacks.items() if name != "robust"} for attacks in looked]
+    factors = [schedule.factor(step / 12) for step in (2, 5, 8, 11)]
+    assert balls[:2] == [set(), set()]  # the radius is 0 in the first half
+    same = (norm, eps) == (ATTACK.norm, ATTACK.eps)  # then the attack on validation images says the same
+    assert balls[2] == {(norm, eps * factors[2])}
+    assert balls[3] == {(norm, eps)}
+    assert ("pgd" in looked[3]) != same
+    assert (result.stopped is not None) == same
+    assert ("has the radius 0.03137 in Linf, that of training" in caplog.text) != same
+
+
+def test_best_weights_of_an_attempt_that_was_not_repeated_stand_beside_their_own_accuracy(data, tmp_path, monkeypatch):
+    """As on a GPU, where repeated steps differ: the file of the best weights is later than the checkpoint."""
+    chosen = {"validation": data, "output_dir": tmp_path, "arguments": arguments(epochs=4, load_best=True, checkpoint_every=2)}
+    robust = iter([0.1, 0.2, 0.9])
+
+    def accuracies(self, model, attacks):
+        return {"clean": 0.5, "robust": next(robust)}  # at the third the attempt ends, before its fourth validation
+
+    monkeypatch.setattr(Validator, "accuracies", accuracies)
+    with pytest.raises(StopIteration):
+        train(make_model("wrn10_1"), HEAD, data, **chosen)
+    robust = iter([0.3, 0.3])
+    model = make_model("wrn10_1")
+    result = train(model, HEAD, data, **chosen)
+    assert (result.best.step, result.best.robust_acc) == (9, 0.3)  # repeated, and written again
+    robust = iter([0.1, 0.2, 0.9])
+    with pytest.raises(StopIteration):
+        train(make_model("wrn10_1"), HEAD, data, **chosen, resume=False)
+    attempt = load_file(tmp_path / "best.safetensors")
+    robust = iter([0.15, 0.15])
+    model = make_model("wrn10_1")
+    result = train(model, HEAD, data, **chosen)
+    assert (result.best.step, result.best.robust_acc) == (9, 0.9)
+    assert equal(attempt, state_of(model))
+
+
+def test_a_run_goes_on_with_the_normalisation_with_which_it_began(data, tmp_path):
+    train(make_model("wrn10_1"), HEAD, data, arguments=arguments(), output_dir=tmp_path)
+    other = make_model("wrn10_1")
+    other.mean += 0.1
+    with pytest.raises(ValueError, match=r"got others \(normalisation: then"):
+        train(other, HEAD, data, arguments=arguments(), output_dir=tmp_path)
+
+
+def test_speed_counts_the_images_that_there_are(wrn, data):
+    result = train(wrn, HEAD, data, arguments=arguments(batch_size=10 * len(data)))
+    assert result.images_per_second == pytest.approx(2 * len(data) / result.seconds)
 
 
 def test_patience(wrn, data, monkeypatch):

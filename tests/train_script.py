@@ -4,11 +4,13 @@ python tests/train_script.py FOLDER METHOD [--die-at STEP | --die-in-write NUMBE
 """
 
 import argparse
+import atexit
 import json
 import os
 import signal
 from pathlib import Path
 
+import torch.distributed as dist
 from conftest import make_model, toy_data
 
 from cartl_hub import (
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--die-in-write", type=int)
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
+    atexit.register(lambda: print("in a group at the end:", dist.is_initialized()))  # handlers run in reverse order
 
     if options.die_at is not None:
         step_of = loop._Run._step

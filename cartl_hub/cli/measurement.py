@@ -75,6 +75,7 @@ def evaluate(
     """
     from .. import Budget, DataArguments, default_attacks, load_test_split
     from .. import evaluate as measure
+    from ..processes import is_main_process
 
     if curve and norm is not NormName.linf:
         raise typer.BadParameter("--curve is against the Linf radius; leave it out with --norm L2.")
@@ -103,9 +104,10 @@ def evaluate(
         resume=resume,
         context={"id": model, "command": command(), "notes": list(notes)} | context,
     )
-    report.save(output)
-    show(report.summary())
-    typer.echo(f"\nReport to read: {output / 'report.html'}")
+    if is_main_process():
+        report.save(output)
+        show(report.summary())
+        typer.echo(f"\nReport to read: {output / 'report.html'}")
     failed = [check.name for check in report.checks if check.status == "fail"]
     if failed:
         typer.echo(f"Failed checks: {', '.join(failed)}.", err=True)

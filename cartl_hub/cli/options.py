@@ -1,5 +1,6 @@
 """Options that several commands share, and the meaning of their values."""
 
+import os
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -111,6 +112,8 @@ def check_folder(path: Path) -> None:
     """Check that reports can be written there, before anything is measured for them."""
     if path.exists() and not path.is_dir():
         raise typer.BadParameter(f"expected a folder for the output, got the file {path}.")
+    if int(os.environ.get("RANK", 0)):
+        return  # the first of several processes looks, and writes
     made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -198,6 +198,7 @@ def finetune(
     Run again with the same arguments, it resumes where it was interrupted; with `--fresh` it starts over.
     """
     from .. import (
+        PGD,
         Augmentation,
         BatchNormPolicy,
         DataArguments,
@@ -206,6 +207,7 @@ def finetune(
         TrainingArguments,
         default_attacks,
     )
+    from ..attacks.attack import DEFAULT_EPS
     from ..config import with_changes
     from ..processes import remove_folder
     from ..recipe import KINDS
@@ -216,9 +218,16 @@ def finetune(
     if private is not None and push_to is None:
         raise typer.BadParameter("--private and --public are of the repository of --push-to; add that, or leave them out.")
     changed = settings(changes, ("method", "bn", "training", "data"))
-    chosen = _method(
-        method, num_blocks or None, beta, convex_residual, weight, trades_weight, _attack(attack, eps), adversarial_share
+    chosen = with_changes(
+        _method(
+            method, num_blocks or None, beta, convex_residual, weight, trades_weight, _attack(attack, eps), adversarial_share
+        ),
+        changed["method"],
+        KINDS,
     )
+    if report_eps is None:
+        trained = getattr(chosen, "attack", None)
+        report_eps = trained.eps if trained is not None and trained.norm == "Linf" else DEFAULT_EPS["Linf"]
     policy = BatchNormPolicy(extractor_statistics=extractor_statistics.value, submodel_affine=submodel_affine.value)
     arguments = TrainingArguments(
         epochs=epochs,
@@ -228,6 +237,7 @@ def finetune(
         precision=precision,  # type: ignore[arg-type]
         log_with=log_with,
         seed=seed,
+        validation_attack=PGD(eps=report_eps, step_size=report_eps / 4, steps=10),  # weights are chosen for what is reported
         augmentation=None if cache and not cache_views else Augmentation(flip=flip),
         cache=FeatureCache(views=cache_views or None) if cache else None,
     )
@@ -243,7 +253,7 @@ def finetune(
     tuner = RobustFineTuner(
         source,
         data,
-        method=with_changes(chosen, changed["method"], KINDS),
+        method=chosen,
         bn=with_changes(policy, changed["bn"], KINDS),
         arguments=with_changes(arguments, changed["training"], KINDS),
         data_arguments=with_changes(data_arguments, changed["data"], KINDS),
@@ -258,10 +268,8 @@ def finetune(
         typer.echo(f"Ended early: {result.stopped}.")
     if push_to is None:
         tuner.save()  # before the evaluation, which may be long
-    training_attack = getattr(tuner.method, "attack", None)
-    trained_eps = training_attack.eps if training_attack is not None and training_attack.norm == "Linf" else None
     radii = curve_radii(curve, strength)
-    attacks = default_attacks(trained_eps if report_eps is None else report_eps, strength=strength.value)
+    attacks = default_attacks(report_eps, strength=strength.value)
     measured = repr((attacks, num_images, checks, radii is not None)).encode()
     finished = tuner.output_dir / "evaluation"
     if fresh:

@@ -163,7 +163,11 @@ def sources(
             info.architecture + (f"\n{info.num_parameters:,} parameters" if info.num_parameters else ""),
             f"{info.data}\n{info.method}",
             f"{clean}\nn = {info.num_images}" if info.num_images else clean,
-            f"{worst}\n{info.threat_model}\n{info.attack} {robust}" if info.attack else worst,
+            f"{worst}\n{info.threat_model}\n{info.attack} {robust}"
+            if info.attack
+            else "checks failed"
+            if info.doubtful
+            else worst,
             "-" if info.size is None else f"{info.size / 1e6:.1f}",
             info.where + (f"\n{info.revision[:7]}" if info.revision else ""),
         )

@@ -361,7 +361,8 @@ class _Run:
             checks=(*self.checks.values(), again),
             dropped=tuple(self.dropped),
             samples=self._samples(begun),
-            source=None if source is None else source.as_source(next(iter(worst_case))),
+            # a robust accuracy that can't be trusted stands beside no other
+            source=None if source is None or source.failed_checks else source.as_source(next(iter(worst_case))),
         )
 
     def _result(self, stage: Stage) -> AttackResult:

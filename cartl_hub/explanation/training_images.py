@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..blocks import recorded_input
 from ..data import Data
 from ..models import Classifier
-from ..modules import check_dtype, check_finite, eval_mode
+from ..modules import check_dtype, check_finite, double, eval_mode
 from ..ranges import check_number
 
 EXACT = 4096  # parameters up to which the Hessian is built: 128 MiB
@@ -56,7 +56,7 @@ class ClassifierLoss:
         inputs, labels = classifier_inputs(model, train, batch_size=batch_size, progress=progress)
         head: Any = model.head
         columns = [head.weight] if head.bias is None else [head.weight, head.bias[:, None]]
-        return cls(inputs, labels, torch.cat(columns, 1).detach().double(), weight_decay)
+        return cls(inputs, labels, double(torch.cat(columns, 1).detach()), weight_decay)
 
     @property
     def num_parameters(self) -> int:
@@ -282,8 +282,8 @@ def classifier_inputs(model: Classifier, data: Data, *, batch_size: int = 128, p
                     f"expected logits that are the output of the classifier of {model.architecture}, got others: influence on it "
                     "would say nothing about them."
                 )
-            inputs.append(entered.double())
-            labels.append(drawn.labels.to(device))
+            inputs.append(double(entered))
+            labels.append(drawn.labels.to(inputs[-1].device))
     if not any(map(len, labels)):
         raise ValueError("expected at least one image, got none.")
     features = torch.cat(inputs)

@@ -71,9 +71,7 @@ class Decoder:
     confinement: Confinement | None = None
 
     @classmethod
-    def of(
-        cls, split: Dataset, column: str, policy: ImagePolicy, role: str, confinement: Confinement | None = None
-    ) -> "Decoder":
+    def of(cls, split: Dataset, column: str, policy: ImagePolicy, role: str, confinement: Confinement | None = None) -> "Decoder":
         source, feature = undecoded(split, column), split.features[column]
         if isinstance(feature, (Array2D, Array3D)):
             source = source.with_format("numpy", dtype=feature.dtype)

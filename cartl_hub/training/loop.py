@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..attacks import FGSM, NFGSM, RFGSM, Attack
+from ..attacks import FGSM, NFGSM, PGD, RFGSM, Attack
 from ..batchnorm import BatchNormPolicy, FollowingStatistics
 from ..blocks import last_blocks, list_blocks
 from ..config import to_dict
@@ -28,7 +28,7 @@ from ..files import locked
 from ..methods import Batch, Method
 from ..methods.method import Images
 from ..models import Classifier
-from ..processes import bar_interval, default_precision, rank_and_world
+from ..processes import bar_interval, default_precision, gather, rank_and_world
 from ..randomness import image_keys, kept_generators, seed_generators, step_seed
 from ..spectral import plain_state_dict
 from ..weights import content_hash
@@ -52,6 +52,8 @@ from .validation import Validator
 
 logger = logging.getLogger(__name__)
 
+SINGLE_STEP = (FGSM, RFGSM, NFGSM)
+CLOCK_STEPS = 25  # after which several processes agree on the time
 OVERFITTING_GAP = 0.15  # FGSM accuracy above PGD-10 accuracy that means catastrophic overfitting
 
 
@@ -163,6 +165,7 @@ class _Run:
             raise ValueError("log_with needs an output_dir to write to, got None.")
         if arguments.log_with and not self.accelerator.log_with:
             raise ValueError(f"expected a tracker that is installed as log_with, got {arguments.log_with!r}; pip install it.")
+        self._note_other_radius()
         method.adapt(self.model)
         if arguments.cache is not None:
             check_cache(self.model, method, bn, data, world)
@@ -199,6 +202,18 @@ class _Run:
             raise ValueError(
                 f"expected validation images of the classes {listed(self.data.label_names)}, as in training, got "
                 f"{listed(self.validation.label_names)}."
+            )
+
+    def _note_other_radius(self) -> None:
+        """Say that the weights are chosen in another ball than they are trained in."""
+        chosen, trained = self.arguments.validation_attack, getattr(self.method, "attack", None)
+        if self.validation is None or chosen is None or trained is None or not self.accelerator.is_main_process:
+            return
+        if (chosen.norm, chosen.eps) != (trained.norm, trained.eps):
+            logger.warning(
+                "the attack on validation images (validation_attack), which chooses the best weights, has the radius %.4g in %s, "
+                "that of training %.4g in %s",
+                *(chosen.eps, chosen.norm, trained.eps, trained.norm),
             )
 
     @contextmanager
@@ -369,25 +384,32 @@ class _Run:
                     self._validate(task, done, bar)
                 if self.result.stopped:
                     break
-                late = (
-                    arguments.checkpoint_minutes is not None
-                    and accelerator.num_processes == 1
-                    and time.monotonic() - saved_at > 60 * arguments.checkpoint_minutes
-                )
                 due = epoch_end and (done // self.period) % arguments.checkpoint_every == 0
-                if (due or late) and done < self.num_steps:
+                if done < self.num_steps and (due or self._late(done, saved_at)):
                     self._save(task, optimizer, done)
                     saved_at = time.monotonic()
         self._write_losses()
         self.result.steps = done
-        self.result.images_per_second = self.result.steps * arguments.batch_size / max(self.result.seconds, 1e-9)
+        in_batch = min(arguments.batch_size, len(data)) if isinstance(data, ImageData) else arguments.batch_size
+        self.result.images_per_second = self.result.steps * in_batch / max(self.result.seconds, 1e-9)
         for tracker in accelerator.trackers:  # accelerate's end_training would also end the process group
             tracker.finish()
+        self._settle_best()
         state = self._final_state(task)
         if self.checkpoint is None or self.checkpoint[1]["end_weights"] is None:
             self._save(task, optimizer, done, end_weights=content_hash(state))
         accelerator.wait_for_everyone()
         return state
+
+    def _late(self, done: int, saved_at: float) -> bool:
+        """Whether the minutes between checkpoints are over, by the main process's clock."""
+        minutes = self.arguments.checkpoint_minutes
+        if minutes is None:
+            return False
+        late = time.monotonic() - saved_at > 60 * minutes
+        if self.accelerator.num_processes == 1:
+            return late
+        return done % CLOCK_STEPS == 0 and broadcast_object_list([late])[0]
 
     def _step(self, wrapped, task: Task, optimizer, trained: list[nn.Parameter], drawn, step: int) -> None:
         arguments, device = self.arguments, self.accelerator.device
@@ -433,23 +455,27 @@ class _Run:
         """Measure the plain model on validation images and keep it if it is the best so far."""
         state = self._current_state(task)
         self.model.load_state_dict(state)
-        attack = self.arguments.validation_attack
+        attack, radius = self.arguments.validation_attack, self._overfitting_radius(step)
         attacks: dict[str, Attack] = {} if attack is None else {"robust": attack}
-        if attack is not None and self._single_step:
-            attacks["fgsm"] = FGSM(eps=attack.eps, norm=attack.norm)
+        multi_step = "robust"  # what FGSM is compared with, in the ball in which the training attack moved
+        if radius is not None:
+            attacks["fgsm"] = FGSM(**radius)
+            if attack is None or isinstance(attack, SINGLE_STEP) or {"eps": attack.eps, "norm": attack.norm} != radius:
+                multi_step = "pgd"
+                attacks[multi_step] = PGD(**radius, step_size=radius["eps"] / 4, steps=10)
         assert self.validator is not None
         accuracy = self.validator.accuracies(self.model, attacks)
         found = Validation(step, accuracy["clean"], accuracy.get("robust"), accuracy.get("fgsm"))
         self.result.validations.append(found)
         best = self.result.best
         self.stale += 1
-        if found.fgsm_acc is not None and found.robust_acc is not None and found.fgsm_acc - found.robust_acc > OVERFITTING_GAP:
+        if radius is not None and accuracy["fgsm"] - accuracy[multi_step] > OVERFITTING_GAP:
             kept = "the best weights before it are kept"
             if best is None:
                 kept = "these weights are kept, as there was no validation before it"
             self.result.stopped = (
-                f"catastrophic overfitting at step {step}: FGSM accuracy {found.fgsm_acc:.1%} is more than "
-                f"{OVERFITTING_GAP:.0%} above PGD accuracy {found.robust_acc:.1%}; {kept}. Train with PGD, or a smaller eps"
+                f"catastrophic overfitting at step {step}: FGSM accuracy {accuracy['fgsm']:.1%} is more than "
+                f"{OVERFITTING_GAP:.0%} above PGD accuracy {accuracy[multi_step]:.1%}; {kept}. Train with PGD, or a smaller eps"
             )
         elif best is None or found.order > best.order:
             self.result.best, self.stale = found, 0
@@ -466,7 +492,16 @@ class _Run:
 
     @property
     def _single_step(self) -> bool:
-        return isinstance(getattr(self.method, "attack", None), (FGSM, RFGSM, NFGSM))
+        return isinstance(getattr(self.method, "attack", None), SINGLE_STEP)
+
+    def _overfitting_radius(self, step: int) -> dict[str, Any] | None:
+        """Radius and norm, at this step, of a training attack of a single step, to which a network can overfit."""
+        if not self._single_step:
+            return None
+        attack: Attack = self.method.attack  # type: ignore[attr-defined]
+        schedule = getattr(self.method, "eps_schedule", None)
+        factor = 1.0 if schedule is None else schedule.factor((step - 1) / self.num_steps)
+        return {"eps": attack.eps * factor, "norm": attack.norm} if factor else None
 
     # What the run starts from and ends with
 
@@ -506,6 +541,14 @@ class _Run:
 
     # Files
 
+    def _settle_best(self) -> None:
+        """Take the best weights from their file if an attempt that was killed, and not repeated to the bit, left better ones."""
+        if self.checkpoint is None or self.folder is None or self.result.best is None or not (self.folder / BEST).exists():
+            return
+        state, record = read_checkpoint(self.folder / BEST)
+        if record["validation"]["step"] != self.result.best.step:
+            self.best_state, self.result.best = state, Validation(**record["validation"])
+
     @property
     def _checkpoint_path(self) -> Path:
         assert self.folder is not None
@@ -520,8 +563,9 @@ class _Run:
         self._write_losses()
         if self.folder is None:
             return self._where()
+        buffers = self._buffers_of_processes(task)
         if self.accelerator.is_main_process:
-            tensors = {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
+            tensors = {f"task.{name}": tensor for name, tensor in task.state_dict().items()} | buffers
             tensors |= {f"average.{name}": tensor for name, tensor in (self.average or {}).items()}
             moments, scalars = optimizer_state(optimizer)
             tensors |= {f"optimizer.{name}": tensor for name, tensor in moments.items()}
@@ -534,6 +578,16 @@ class _Run:
             record = {"progress": progress, "fingerprint": self.fingerprint, "end_weights": end_weights}
             write_checkpoint(self._checkpoint_path, tensors, record)
         return self._where()
+
+    def _buffers_of_processes(self, task: Task) -> dict[str, Tensor]:
+        """Buffers of the other processes: batch statistics of their parts of the batches, which their attacks see."""
+        if self.accelerator.num_processes == 1:
+            return {}
+        learnt = dict(task.named_parameters(remove_duplicate=False))
+        own = {name: tensor.cpu() for name, tensor in task.state_dict().items() if name not in learnt}
+        return {
+            f"process{rank}.{name}": tensor for rank, found in enumerate(gather(own)) if rank for name, tensor in found.items()
+        }
 
     def _where(self) -> str:
         """Description of what a run that ends here can be resumed from."""
@@ -560,14 +614,16 @@ class _Run:
         tensors, record = self.checkpoint
         progress = record["progress"]
         device = self.accelerator.device
-        task.load_state_dict(under("task.", tensors))
+        task.load_state_dict(under("task.", tensors) | under(f"process{self.accelerator.process_index}.", tensors))
         if self.average is not None:
             self.average = {name: tensor.to(device) for name, tensor in under("average.", tensors).items()}
         load_optimizer_state(optimizer, under("optimizer.", tensors) | progress["optimizer"])
         self._restore_result()
         if self.result.best is not None and (self.arguments.load_best or self._single_step):
             assert self.folder is not None
-            self.best_state, _ = read_checkpoint(self.folder / BEST)
+            state, record = read_checkpoint(self.folder / BEST)
+            if record["validation"]["step"] == self.result.best.step:  # else an attempt that was killed got further
+                self.best_state = state
         return int(progress["step"])
 
     def _restore_result(self) -> None:
@@ -611,4 +667,6 @@ def _accelerator(arguments: TrainingArguments, folder: Path | None) -> Accelerat
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type.upper()
     return f"CPU, {torch.get_num_threads()} threads"
