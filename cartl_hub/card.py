@@ -16,6 +16,7 @@ from .models import Classifier
 from .report import NO_CHECK, Report, eps_text, few_made, printable
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
+NO_SCHEDULE = {"name": "EpsSchedule", "start": 0.0, "end": 0.0}  # the default of adversarial training
 CITATIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("FDM", "NEFT"),
@@ -186,7 +187,7 @@ def describe_choice(choice: Mapping[str, Any]) -> str:
     """A method or attack as one line: its name and its arguments."""
     parts = []
     for key, value in choice.items():
-        if key == "name" or value is None:
+        if key == "name" or value is None or value == NO_SCHEDULE:
             continue
         if isinstance(value, Mapping):
             parts.append(f"{key.replace('_', ' ')} {describe_choice(value)}")

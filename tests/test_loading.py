@@ -927,6 +927,17 @@ def test_what_a_model_is_measured_on():
         load_test_split(table(33), POLICY, trained_on=trained.train.description)
 
 
+def test_a_model_of_a_stream_is_measured_on_what_the_stream_set_aside(tmp_path):
+    table(300).to_parquet(tmp_path / "rows.parquet")
+    trained = read(tmp_path / "rows.parquet", streaming=True, seed=3)
+    told = trained.train.description
+    measured, _ = load_test_split(tmp_path / "rows.parquet", POLICY, trained_on=told)
+    assert images_of(next(measured.batches(300))) == images_of(next(trained.test.batches(300)))
+    assert isinstance(load_splits(tmp_path / "rows.parquet", POLICY, trained_on=told).train, StreamingData)
+    with pytest.raises(DataError, match="expected a stream, as the model was trained on one"):
+        load_test_split(table(300), POLICY, DataArguments(id="rows.parquet"), trained_on=told)
+
+
 def test_images_that_changed_places_are_noticed():
     """The labels are where they were, and so are the indices of the part that was set aside."""
     lone = table(30)

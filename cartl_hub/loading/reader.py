@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -41,7 +42,7 @@ def load_splits(
     Raises:
         DataError: On columns, labels or pictures that can't be used; the message names the row and the remedy.
     """
-    return _reader(data, policy, arguments, label_names).read_again(trained_on or {})
+    return _reader(data, policy, arguments, label_names, trained_on).read_again(trained_on or {})
 
 
 def load_test_split(
@@ -68,18 +69,33 @@ def load_test_split(
     Raises:
         DataError: As :func:`load_splits`; also if the images set aside aren't those of the training.
     """
-    reader = _reader(data, policy, arguments, label_names)
+    reader = _reader(data, policy, arguments, label_names, trained_on)
     try:
         return reader.read_test(trained_on or {}), tuple(reader.notes)
     except UnknownClassError as error:
         raise UnknownClassError(f"{error} A model is measured on the classes that it has; fine-tune it for others.") from error
 
 
-def _reader(data: AnyData, policy: ImagePolicy, arguments: DataArguments | None, label_names: Sequence[str] | None) -> "_Reader":
+def _reader(
+    data: AnyData,
+    policy: ImagePolicy,
+    arguments: DataArguments | None,
+    label_names: Sequence[str] | None,
+    trained_on: Mapping[str, Any] | None,
+) -> "_Reader":
     arguments, notes = arguments or DataArguments(), Notes()
     source = open_source(data, arguments, notes)
     source.splits = labelled_splits(source.splits, arguments, notes)
-    return _Reader(source, policy, arguments, Classes(label_names, arguments.label_names, notes), notes)
+    reader = _Reader(source, policy, arguments, Classes(label_names, arguments.label_names, notes), notes)
+    streamed = any(isinstance(split, IterableDataset) for split in source.splits.values())
+    if not streamed and reader.was_streamed(trained_on or {}):
+        if not isinstance(data, (str, Path)):
+            raise DataError(
+                "expected a stream, as the model was trained on one of which a part was set aside by position; got data of which "
+                "that part can't be told. Pass the stream, or its path or id."
+            )
+        return _reader(data, policy, replace(arguments, streaming=True), label_names, None)
+    return reader
 
 
 @dataclass
@@ -133,6 +149,11 @@ class _Reader:
                     "data have changed since, or their files have other names, so that some may have been trained on."
                 )
         return again
+
+    def was_streamed(self, trained_on: Mapping[str, Any]) -> bool:
+        """Whether a model was trained on these data as a stream, of which a part was set aside."""
+        set_aside = trained_on.get("split_off")
+        return set_aside is not None and set_aside.get("index_hash") is None and self._set_aside(trained_on) is not None
 
     def _set_aside(self, trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
         """Record of how a test split was made for a model, if these are its data and have none."""
