@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LIBRARY = "cartl_hub"
+HEADLINE_ATTACKS = ("PGD-20", "PGD-100", "PGD-20 L2", "PGD-100 L2")  # that stand beside the worst case, the first that was run
 RECIPE_ONLY = "recipe only"  # where a model is that is not trained yet
 ATTEMPTS = 3  # of what the client itself does not try again: downloads that end in a 5xx or a reset, and small requests
 _GARBLED = (json.JSONDecodeError, KeyError, TypeError, AttributeError)  # what the client makes of a damaged reply
@@ -424,7 +425,7 @@ def _source_info(model_id: str, folder: Path, where: str, *, size: int | None = 
         report = None
     doubtful = report is not None and bool(report.failed_checks)
     measured = report.attacks if report and not doubtful else {}
-    attack = next((name for name in ("PGD-20", "PGD-100", *measured) if name in measured), None)
+    attack = next((name for name in (*HEADLINE_ATTACKS, *measured) if name in measured), None)
     if size is None:
         size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).exists() else 0
     return SourceInfo(
@@ -467,11 +468,11 @@ def models_table() -> str:
         if info.where == RECIPE_ONLY:
             continue
         assert info.size is not None
-        usual = (info.attack, info.threat_model) == ("PGD-20", "Linf 8/255")
-        other = "" if usual else f" ({info.attack}, {info.threat_model})"
+        ball = "" if info.threat_model in (None, "Linf 8/255") else f" ({info.threat_model})"
+        attack = ball if info.attack in (None, "PGD-20", "PGD-20 L2") else f" ({info.attack}, {info.threat_model})"
         measured = [
             ("checks failed" if info.doubtful else "not measured") if share is None else f"{100 * share:.2f} %{suffix}"
-            for share, suffix in ((info.clean_acc, ""), (info.worst_acc, ""), (info.robust_acc, other))
+            for share, suffix in ((info.clean_acc, ""), (info.worst_acc, ball), (info.robust_acc, attack))
         ]
         lines.append(
             f"| [{info.id}](model_cards/{info.id}/README.md) | {info.architecture} | {info.num_parameters:,} | {info.data} | "
