@@ -162,10 +162,12 @@ class RobustFineTuner:
             TrainingError: If the loss becomes NaN or infinite; the last good checkpoint is kept.
         """
         self.report = None  # it was one of other weights
+        model = self.model
         if not resume:
-            self.model.load_state_dict(self._start)
-        self.result = train(
-            self.model,
+            model = copy.deepcopy(model)  # what is trained already stays until this run has ended
+            model.load_state_dict(self._start)
+        result = train(
+            model,
             self.method,
             self.splits.train,
             validation=self.splits.validation,
@@ -174,6 +176,9 @@ class RobustFineTuner:
             output_dir=self.output_dir,
             resume=resume,
         )
+        if model is not self.model:
+            self.model.to(model.mean.device).eval().load_state_dict(model.state_dict())
+        self.result = result
         self.model.lineage = self._lineage(self.result)
         return self.result
 

@@ -71,7 +71,8 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     _check_config(config, config["cartl_hub"])
     _check_labels(config)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = _measured_as(folder, config)
+    if report is None and not _measured_as(folder, config):
+        _forget_report(folder)
     contents: dict[Path, bytes | str] = {
         folder / WEIGHTS: weights,
         folder / CONFIG: json.dumps(config, indent=2, allow_nan=False) + "\n",
@@ -79,8 +80,6 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     write_files(contents if card is None else contents | {folder / CARD: card})
     if report is not None:
         report.save(folder)
-    elif not kept:
-        _forget_report(folder)
     return folder
 
 
@@ -114,7 +113,12 @@ def _measured_as(folder: Path, config: Mapping[str, Any]) -> bool:
     try:
         was, report = json.loads((folder / CONFIG).read_bytes()), json.loads((folder / REPORT).read_bytes())
         seen = [[content["pretrained_cfg"].get(name) for name in _SEEN] for content in (was, config)]
-        return seen[0] == seen[1] and report["context"].get("weights_sha256") == config["cartl_hub"]["weights_sha256"]
+        built = [[content.get(name) for name in ("architecture", "model_args", "label_names")] for content in (was, config)]
+        return (
+            seen[0] == seen[1]
+            and built[0] == built[1]
+            and report["context"].get("weights_sha256") == config["cartl_hub"]["weights_sha256"]
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
 

@@ -22,7 +22,9 @@ def rank_and_world() -> tuple[int, int]:
         from accelerate import PartialState  # chooses the backend and this process's device
         from accelerate.utils import parse_flag_from_env
 
-        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        # without an accelerator whose processes can talk to each other they are on the CPU
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or accelerator is None or accelerator.type == "mps"
         state = PartialState(cpu=cpu, timeout=PATIENCE)
         if state.backend == "gloo":
             # a process that ends with gloo's threads running is aborted now and then, and its launcher takes the run for failed

@@ -122,6 +122,16 @@ def test_a_fresh_run_starts_from_the_source_again(tuner):
     assert all(torch.equal(first[name], tensor) for name, tensor in tuner.model.state_dict().items())
 
 
+def test_a_fresh_run_that_fails_leaves_the_trained_model(tuner, monkeypatch):
+    tuner.train()
+    first = {name: tensor.clone() for name, tensor in tuner.model.state_dict().items()}
+    monkeypatch.setattr(NEFT, "losses", lambda self, model, batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tuner.train(resume=False)
+    assert all(torch.equal(first[name], tensor) for name, tensor in tuner.model.state_dict().items())
+    assert tuner.model.lineage["result"]["steps"] == tuner.result.steps
+
+
 @pytest.mark.parametrize("source", [make_model("wrn10_1"), "resnet18.a1_in1k"])
 def test_a_revision_of_what_has_none_is_refused(source, tmp_path):
     with pytest.raises(ModelError, match=r"expected no revision for .*, got 'v2'"):

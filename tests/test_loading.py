@@ -229,6 +229,11 @@ def test_a_test_split_without_labels_is_not_measured_either():
     assert next(load_test_split(streams, POLICY)[0].batches(9)).labels.tolist() == secret["validation"]["label"]
 
 
+def test_a_test_split_that_is_none_is_refused_in_words():
+    with pytest.raises(DataError, match=r"expected a datasets\.Dataset for the test split, got list"):
+        read({"train": table(60), "test": [1, 2]})
+
+
 def test_tiny_sets():
     splits = read(table(9))
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [3, 3, 3]
@@ -674,7 +679,8 @@ def test_streams_and_data_of_the_hub_name_no_other_files(tmp_path, monkeypatch):
     assert hub({"bytes": b"1", "path": "/etc/passwd"}) == {"bytes": b"1", "path": "/etc/passwd"}
     for address in ("hf://datasets/org/name/a.png", "zip://a.png::hf://datasets/org/name/b.zip"):
         assert hub({"bytes": None, "path": address}) == address
-    for elsewhere in (str(tmp_path / "a.png"), "http://127.0.0.1/a.png", "zip://hf://a::/etc/x.zip", "../a.png"):
+    chained = ("file:///etc/passwd::hf://datasets/x", "/etc/passwd::hf://x")
+    for elsewhere in (str(tmp_path / "a.png"), "http://127.0.0.1/a.png", "zip://hf://a::/etc/x.zip", *chained, "../a.png"):
         with pytest.raises(ValueError, match="expected a picture inside"):
             hub({"bytes": None, "path": elsewhere})
 

@@ -7,16 +7,12 @@ import random
 import signal
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import toy_data
 from safetensors.torch import load_file
-
-from cartl_hub.processes import rank_and_world
 
 HERE = Path(__file__).parent
 
@@ -77,11 +73,12 @@ def test_two_processes_with_half_the_batch_give_the_weights_of_one(run, tmp_path
     assert len(losses[1]) == 12  # written once, not by each process
 
 
-def test_attacked_runs_of_several_processes_go_on_as_they_were(tmp_path):
+@pytest.mark.parametrize("run", ["at", "best"])
+def test_runs_of_several_processes_go_on_as_they_were(run, tmp_path):
     """The attacks of a process see its own batch statistics, which a checkpoint must hold."""
-    assert start(tmp_path / "whole", "at", processes=2).returncode == 0
-    assert start(tmp_path / "killed", "at", "--die-at", 9, processes=2).returncode != 0
-    assert start(tmp_path / "killed", "at", processes=2).returncode == 0
+    assert start(tmp_path / "whole", run, processes=2).returncode == 0
+    assert start(tmp_path / "killed", run, "--die-at", 9, processes=2).returncode != 0
+    assert start(tmp_path / "killed", run, processes=2).returncode == 0
     assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
 
 
@@ -90,14 +87,7 @@ def test_processes_leave_their_group_at_the_end(tmp_path):
     two = start(tmp_path, "head", "--epochs", 1, processes=2)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("in a group at the end: False") == 2
-
-
-def test_processes_wait_for_each_other_as_long_as_an_attack_may_take(monkeypatch):
-    given = {}
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("accelerate.PartialState", lambda **options: given.update(options) or SimpleNamespace(backend="nccl"))
-    rank_and_world()
-    assert given["timeout"] >= timedelta(hours=24)
+    assert two.stdout.count("hours of patience: 24") == 2  # an attack or an upload of another process may take long
 
 
 def test_processes_share_a_batch_without_duplicates():

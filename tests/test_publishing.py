@@ -23,6 +23,7 @@ from cartl_hub import (
     FGSM,
     NEFT,
     DataArguments,
+    EpsSchedule,
     FineTuning,
     ModelError,
     PublishError,
@@ -35,7 +36,8 @@ from cartl_hub import (
     save_model,
 )
 from cartl_hub import hub as hub_module
-from cartl_hub.card import render_card
+from cartl_hub.card import NO_SCHEDULE, render_card
+from cartl_hub.config import to_dict
 from cartl_hub.folder import CARD, CONFIG, WEIGHTS, read_model, read_report
 from cartl_hub.publishing import check_publishable, plan
 from cartl_hub.report.figures import Check, WorstCase
@@ -340,6 +342,10 @@ def test_metadata_holds_what_the_hub_knows(wrn, lineage, expected):
     data = ModelCard(card).data
     assert {key: data.get(key) for key in expected} == expected
     assert not card_errors(card)
+
+
+def test_the_schedule_that_cards_leave_out_is_the_default():
+    assert to_dict(EpsSchedule()) == NO_SCHEDULE
 
 
 @pytest.mark.parametrize(

@@ -424,6 +424,15 @@ def test_a_run_goes_on_with_the_normalisation_with_which_it_began(data, tmp_path
         train(other, HEAD, data, arguments=arguments(), output_dir=tmp_path)
 
 
+def test_a_checkpoint_that_states_no_normalisation_is_resumed(data, tmp_path):
+    train(make_model("wrn10_1"), HEAD, data, arguments=arguments(), output_dir=tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, record = checkpoint.read_checkpoint(path)
+    del record["fingerprint"]["normalisation"]
+    checkpoint.write_checkpoint(path, tensors, record)
+    assert train(make_model("wrn10_1"), HEAD, data, arguments=arguments(), output_dir=tmp_path).steps == 6
+
+
 def test_speed_counts_the_images_that_there_are(wrn, data):
     result = train(wrn, HEAD, data, arguments=arguments(batch_size=10 * len(data)))
     assert result.images_per_second == pytest.approx(2 * len(data) / result.seconds)

@@ -10,6 +10,7 @@ import os
 import signal
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from conftest import make_model, toy_data
 
@@ -46,6 +47,7 @@ RUNS = {
         {"augmentation": None},
     ),
     "head": ("wrn10_1", FineTuning(num_blocks=1), {}),
+    "best": ("wrn10_1", FineTuning(num_blocks=1), {"load_best": True}),
     "vit_blocks": ("test_vit", FineTuning(num_blocks=3), {}),
     "vit_at": ("test_vit", AdversarialTraining(attack=ATTACK, num_blocks=2), {}),
 }
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("--die-in-write", type=int)
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
-    atexit.register(lambda: print("in a group at the end:", dist.is_initialized()))  # handlers run in reverse order
+    atexit.register(lambda: print(f"in a group at the end: {dist.is_initialized()}"))  # handlers run in reverse order
 
     if options.die_at is not None:
         step_of = loop._Run._step
@@ -99,6 +101,9 @@ def main() -> None:
     )
     assert result.steps == result.num_steps
     assert len(set(gather(content_hash(model.state_dict())))) == 1  # the same model in every process
+    if dist.is_initialized():
+        options_of_group = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu")).options
+        print(f"hours of patience: {options_of_group._timeout.total_seconds() / 3600:g}")
     (options.folder / "validations.json").write_text(json.dumps([vars(found) for found in result.validations]))
     save_model(model, options.folder / "model")
 

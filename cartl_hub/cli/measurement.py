@@ -75,7 +75,7 @@ def evaluate(
     """
     from .. import Budget, DataArguments, default_attacks, load_test_split
     from .. import evaluate as measure
-    from ..processes import is_main_process
+    from ..processes import gather, is_main_process
 
     if curve and norm is not NormName.linf:
         raise typer.BadParameter("--curve is against the Linf radius; leave it out with --norm L2.")
@@ -108,6 +108,7 @@ def evaluate(
         report.save(output)
         show(report.summary())
         typer.echo(f"\nReport to read: {output / 'report.html'}")
+    gather(None)  # a launcher ends all processes as soon as one of them ends with an error
     failed = [check.name for check in report.checks if check.status == "fail"]
     if failed:
         typer.echo(f"Failed checks: {', '.join(failed)}.", err=True)

@@ -209,7 +209,7 @@ def finetune(
     )
     from ..attacks.attack import DEFAULT_EPS
     from ..config import with_changes
-    from ..processes import remove_folder
+    from ..processes import is_main_process, remove_folder
     from ..recipe import KINDS
 
     _refuse_options_of_other_methods(context, method)
@@ -225,9 +225,10 @@ def finetune(
         changed["method"],
         KINDS,
     )
+    trained = getattr(chosen, "attack", None)
+    eps, norm = (DEFAULT_EPS["Linf"], "Linf") if trained is None else (trained.eps, trained.norm)
     if report_eps is None:
-        trained = getattr(chosen, "attack", None)
-        report_eps = trained.eps if trained is not None and trained.norm == "Linf" else DEFAULT_EPS["Linf"]
+        report_eps = eps if norm == "Linf" else DEFAULT_EPS["Linf"]
     policy = BatchNormPolicy(extractor_statistics=extractor_statistics.value, submodel_affine=submodel_affine.value)
     arguments = TrainingArguments(
         epochs=epochs,
@@ -237,7 +238,7 @@ def finetune(
         precision=precision,  # type: ignore[arg-type]
         log_with=log_with,
         seed=seed,
-        validation_attack=PGD(eps=report_eps, step_size=report_eps / 4, steps=10),  # weights are chosen for what is reported
+        validation_attack=PGD(eps=eps, norm=norm, step_size=eps / 4, steps=10),  # type: ignore[arg-type]
         augmentation=None if cache and not cache_views else Augmentation(flip=flip),
         cache=FeatureCache(views=cache_views or None) if cache else None,
     )
@@ -284,6 +285,8 @@ def finetune(
     )
     folder = tuner.save()
     remove_folder(finished)
+    if not is_main_process():
+        return
     show(report.summary())
     typer.echo(f"\nModel, card and report: {folder}\nReport to read: {folder / 'report.html'}")
     if tuner.commit:

@@ -50,6 +50,7 @@ def pretrain(
     from .. import pretrain as make
     from ..config import with_changes
     from ..folder import read_report
+    from ..processes import is_main_process
     from ..recipe import KINDS
 
     loaded = load_recipe(recipe)
@@ -61,6 +62,8 @@ def pretrain(
         loaded = with_changes(loaded, flat, KINDS)
     home = recipe if recipe.is_dir() else recipe.parent
     target = make(loaded, folder or home, output_dir=output, num_images=num_images, command=command(), resume=not fresh)
+    if not is_main_process():
+        return
     report = read_report(target)
     if report is not None:
         show(report.summary())
@@ -158,16 +161,15 @@ def sources(
         clean, worst, robust = (
             "-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.worst_acc, info.robust_acc)
         )
+        worst_cell = "checks failed" if info.doubtful else worst
+        if info.attack:
+            worst_cell = f"{worst}\n{info.threat_model}\n{info.attack} {robust}"
         cells = (
             info.id,
             info.architecture + (f"\n{info.num_parameters:,} parameters" if info.num_parameters else ""),
             f"{info.data}\n{info.method}",
             f"{clean}\nn = {info.num_images}" if info.num_images else clean,
-            f"{worst}\n{info.threat_model}\n{info.attack} {robust}"
-            if info.attack
-            else "checks failed"
-            if info.doubtful
-            else worst,
+            worst_cell,
             "-" if info.size is None else f"{info.size / 1e6:.1f}",
             info.where + (f"\n{info.revision[:7]}" if info.revision else ""),
         )

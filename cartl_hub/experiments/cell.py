@@ -147,8 +147,8 @@ class Measured:
 
     @classmethod
     def of(cls, report: Report, step: int) -> "Measured":
-        worst_case = {} if len(report.worst_case) == 1 else {"worst_case": tuple(report.robust.attacks)}
-        return cls(step, report.verdicts.correct | {WORST: report.standing(report.threat)}, **worst_case)
+        names = tuple(report.robust.attacks) if len(report.worst_case) > 1 else None
+        return cls(step, report.verdicts.correct | {WORST: report.standing(report.threat)}, names)
 
     def to_json(self) -> dict[str, Any]:
         """Counts for readers, bits for paired comparisons."""
@@ -182,7 +182,8 @@ class Measured:
                     f"{int(verdicts[name].sum())}; run the cell again."
                 )
         worst, worst_case = verdicts.get(WORST, verdicts["clean"]), content.get("worst_case")
-        if any((worst & ~verdicts[name]).any() for name in (verdicts if worst_case is None else ("clean", *worst_case))):
+        names = list(verdicts) if worst_case is None else ["clean", *worst_case]
+        if any((worst & ~verdicts[name]).any() for name in names):
             raise ValueError("expected a worst case of which every image withstands every attack.")
         return cls(content["step"], verdicts, None if worst_case is None else tuple(worst_case))
 

@@ -95,6 +95,12 @@ class Notes(list[str]):
 
     quiet = False
 
+    @classmethod
+    def silent(cls) -> "Notes":
+        notes = cls()
+        notes.quiet = True
+        return notes
+
     def add(self, text: str, level: int = logging.WARNING) -> None:
         self.append(text)
         if not self.quiet:

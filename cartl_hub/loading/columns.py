@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from datasets import Array2D, Array3D, ClassLabel, Dataset, Image
+from datasets import Array2D, Array3D, ClassLabel, Dataset, Image, IterableDataset
 
 from ..data import DataError
 from .arguments import ROLES, DataArguments, Notes
@@ -44,10 +44,10 @@ def find_columns(roles: Mapping[str, Any], arguments: DataArguments, notes: Note
 
 def labelled_splits(splits: Mapping[str, Any], arguments: DataArguments, notes: Notes) -> dict[str, Any]:
     """Splits without a test split that has no labels, as benchmarks publish it whose test labels are secret."""
-    quiet = Notes()
-    quiet.quiet = True
+    quiet = Notes.silent()
     kept = dict(splits)
-    for name in [name for name in ROLES["test"] if name in splits and len(splits) > 1]:
+    readable = [name for name, split in splits.items() if isinstance(split, (Dataset, IterableDataset))]
+    for name in [name for name in ROLES["test"] if name in readable and len(splits) > 1]:
         try:
             _, label = find_columns({"train": splits[name]}, arguments, quiet)
         except DataError:  # reading reports it, where it matters

@@ -8,6 +8,8 @@ from typing import Any
 import datasets
 import huggingface_hub
 
+_ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://", "lz4://")
+
 
 @dataclass(frozen=True)
 class Confinement:
@@ -34,7 +36,8 @@ class Confinement:
         if not isinstance(path, str):
             return picture
         if "://" in path:
-            if path.rpartition("::")[2].startswith(self.addresses):  # "zip://a.png::hf://..." is a file in an archive
+            *inner, outer = path.split("::")  # "zip://a.png::hf://..." is a file in an archive
+            if outer.startswith(self.addresses) and all(hop.startswith(_ARCHIVES) for hop in inner):
                 return path
         else:
             found = (self.folders[0] / path).resolve()
@@ -45,6 +48,11 @@ class Confinement:
 
 def hub_confinement() -> Confinement:
     """Confinement of data from the Hub: to the caches of ``datasets`` and ``huggingface_hub``, and to the Hub."""
-    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, huggingface_hub.constants.HF_HUB_CACHE)
+    caches = (
+        datasets.config.HF_DATASETS_CACHE,
+        datasets.config.DOWNLOADED_DATASETS_PATH,
+        datasets.config.EXTRACTED_DATASETS_PATH,
+        huggingface_hub.constants.HF_HUB_CACHE,
+    )
     folders = tuple(Path(cache).expanduser().resolve() for cache in caches)
     return Confinement(folders, ("hf://", f"{huggingface_hub.constants.ENDPOINT}/"))

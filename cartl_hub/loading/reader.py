@@ -85,7 +85,7 @@ def _reader(
 ) -> "_Reader":
     arguments, notes = arguments or DataArguments(), Notes()
     source = open_source(data, arguments, notes)
-    source.splits = labelled_splits(source.splits, arguments, notes)
+    source = replace(source, splits=labelled_splits(source.splits, arguments, notes))
     reader = _Reader(source, policy, arguments, Classes(label_names, arguments.label_names, notes), notes)
     streamed = any(isinstance(split, IterableDataset) for split in source.splits.values())
     if not streamed and reader.was_streamed(trained_on or {}):
@@ -166,8 +166,7 @@ class _Reader:
         """Whether these are, under another name, the data of which a part was set aside: its indices and pixels tell."""
         if set_aside.get("index_hash") is None or set_aside.get("pixels") is None:
             return False
-        notes = Notes()
-        notes.quiet = True
+        notes = Notes.silent()
         trial = replace(self, classes=replace(self.classes, notes=notes), notes=notes)
         try:
             split = trial._roles()["train"]

@@ -109,7 +109,8 @@ class TrainingArguments:
         seed: Seed of order, augmentation, random starts and dropout; any 64-bit number.
         validate_every: Number of epochs between validations.
         validation_attack: Attack whose robust accuracy chooses the best checkpoint; with None clean accuracy does, for sources
-            that aren't robust.
+            that aren't robust. A training attack of a single step is besides compared with PGD in its own ball, and training
+            stops if it was overfitted to.
         validation_images: Largest number of validation images that the attack is run on.
         patience: Number of validations without a better robust accuracy after which training stops; None for never.
         load_best: Return the best weights by validation robust accuracy rather than the last.

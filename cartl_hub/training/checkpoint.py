@@ -80,7 +80,7 @@ def read_fitting_checkpoint(
         ValueError: If the checkpoint belongs to another run; the message names what differs.
     """
     tensors, record = read_checkpoint(path)
-    saved = record["fingerprint"]
+    saved = {"normalisation": fingerprint.get("normalisation")} | record["fingerprint"]  # which older runs don't state
     different = [key for key in fingerprint if saved.get(key) != fingerprint[key]]
     if fingerprint["weights"] == record["end_weights"]:
         different = [key for key in different if key != "weights"]

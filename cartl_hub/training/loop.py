@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..attacks import FGSM, NFGSM, PGD, RFGSM, Attack
+from ..attacks.attack import Norm
 from ..batchnorm import BatchNormPolicy, FollowingStatistics
 from ..blocks import last_blocks, list_blocks
 from ..config import to_dict
@@ -404,12 +405,15 @@ class _Run:
     def _late(self, done: int, saved_at: float) -> bool:
         """Whether the minutes between checkpoints are over, by the main process's clock."""
         minutes = self.arguments.checkpoint_minutes
-        if minutes is None:
+        if minutes is None or self.folder is None:
             return False
         late = time.monotonic() - saved_at > 60 * minutes
         if self.accelerator.num_processes == 1:
             return late
-        return done % CLOCK_STEPS == 0 and broadcast_object_list([late])[0]
+        if done % CLOCK_STEPS:
+            return False
+        (late,) = broadcast_object_list([late])
+        return late
 
     def _step(self, wrapped, task: Task, optimizer, trained: list[nn.Parameter], drawn, step: int) -> None:
         arguments, device = self.arguments, self.accelerator.device
@@ -459,10 +463,11 @@ class _Run:
         attacks: dict[str, Attack] = {} if attack is None else {"robust": attack}
         multi_step = "robust"  # what FGSM is compared with, in the ball in which the training attack moved
         if radius is not None:
-            attacks["fgsm"] = FGSM(**radius)
-            if attack is None or isinstance(attack, SINGLE_STEP) or {"eps": attack.eps, "norm": attack.norm} != radius:
+            eps, norm = radius
+            attacks["fgsm"] = FGSM(eps=eps, norm=norm)
+            if attack is None or getattr(attack, "steps", 1) == 1 or (attack.eps, attack.norm) != radius:
                 multi_step = "pgd"
-                attacks[multi_step] = PGD(**radius, step_size=radius["eps"] / 4, steps=10)
+                attacks[multi_step] = PGD(eps=eps, norm=norm, step_size=eps / 4, steps=10)
         assert self.validator is not None
         accuracy = self.validator.accuracies(self.model, attacks)
         found = Validation(step, accuracy["clean"], accuracy.get("robust"), accuracy.get("fgsm"))
@@ -494,14 +499,14 @@ class _Run:
     def _single_step(self) -> bool:
         return isinstance(getattr(self.method, "attack", None), SINGLE_STEP)
 
-    def _overfitting_radius(self, step: int) -> dict[str, Any] | None:
+    def _overfitting_radius(self, step: int) -> tuple[float, Norm] | None:
         """Radius and norm, at this step, of a training attack of a single step, to which a network can overfit."""
         if not self._single_step:
             return None
         attack: Attack = self.method.attack  # type: ignore[attr-defined]
         schedule = getattr(self.method, "eps_schedule", None)
         factor = 1.0 if schedule is None else schedule.factor((step - 1) / self.num_steps)
-        return {"eps": attack.eps * factor, "norm": attack.norm} if factor else None
+        return (attack.eps * factor, attack.norm) if factor else None
 
     # What the run starts from and ends with
 
@@ -543,7 +548,10 @@ class _Run:
 
     def _settle_best(self) -> None:
         """Take the best weights from their file if an attempt that was killed, and not repeated to the bit, left better ones."""
-        if self.checkpoint is None or self.folder is None or self.result.best is None or not (self.folder / BEST).exists():
+        if self.checkpoint is None or self.folder is None or self.result.best is None:
+            return
+        self.accelerator.wait_for_everyone()  # the main process may be writing it
+        if not (self.folder / BEST).exists():
             return
         state, record = read_checkpoint(self.folder / BEST)
         if record["validation"]["step"] != self.result.best.step:

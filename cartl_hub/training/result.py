@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracies on validation images, in [0, 1]; robust accuracy if there is a validation attack."""
+    """Accuracies on validation images, in [0, 1]: robust accuracy if there is a validation attack, and that under FGSM in the
+    ball of a training attack of a single step, which shows catastrophic overfitting."""
 
     step: int
     clean_acc: float
@@ -30,7 +31,7 @@ class Result:
         images_per_second: Training images per second, over all resumed parts.
         validations: Validations in the order of the steps.
         best: Validation with the highest robust accuracy, or clean accuracy without a validation attack; ``load_best`` returns
-            its weights.
+            its weights. After a run that was killed and could not be repeated to the bit, it may be one that is not among them.
         stopped: Reason why the run ended early, or None.
         weights: Weights that the model has now: "last" or "best".
         device: Device that the run used.
