@@ -71,8 +71,7 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     _check_config(config, config["cartl_hub"])
     _check_labels(config)
     folder.mkdir(parents=True, exist_ok=True)
-    if report is None and not _measured_as(folder, config):
-        _forget_report(folder)
+    kept = report is None and _measured_as(folder, config)
     contents: dict[Path, bytes | str] = {
         folder / WEIGHTS: weights,
         folder / CONFIG: json.dumps(config, indent=2, allow_nan=False) + "\n",
@@ -80,6 +79,8 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
     write_files(contents if card is None else contents | {folder / CARD: card})
     if report is not None:
         report.save(folder)
+    elif not kept:
+        _forget_report(folder)
     return folder
 
 
