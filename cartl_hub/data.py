@@ -223,6 +223,11 @@ class _Planned(torch.utils.data.Dataset):
             return error
 
 
+def as_stored(picture: Any) -> Any:
+    """A picture as it is: the confinement of pictures that the user put into rows."""
+    return picture
+
+
 _PART = 101  # stream of random numbers that divides a stream of examples
 _PIECES = 64  # of a stream, at most
 
@@ -256,7 +261,7 @@ class StreamingData:
     part: tuple[float, float] = (0.0, 1.0)
     split_seed: int = 0
     shuffle_buffer: int = 1000
-    confinement: Callable[[Any], Any] | None = None
+    confinement: Callable[[Any], Any] = as_stored
     description: dict[str, Any] = field(default_factory=dict)
 
     def steps_per_epoch(self, batch_size: int) -> None:
@@ -351,7 +356,7 @@ class StreamingData:
             if label not in classes:
                 raise DataError(f"{where}: expected one of {listed(classes)} in {self.label_column!r}, got {label!r}.")
             try:
-                images.append(self.policy(picture if self.confinement is None else self.confinement(picture)))
+                images.append(self.policy(self.confinement(picture)))
             except ValueError as error:
                 raise DataError(f"{where}: {error} Remove or repair it.") from error
             labels.append(classes[label])

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,12 +13,11 @@ from datasets import Array2D, Array3D, Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import DataError, ImageData
+from ..data import DataError, ImageData, as_stored
 from ..images import ImagePolicy, to_pil
 from ..processes import bar_interval
 from .arguments import Notes
 from .columns import undecoded
-from .confinement import Confinement
 
 IN_MEMORY_BYTES = 4 << 30  # larger splits are decoded when they are drawn
 _LARGE = 3  # times the side of the input, from which on a picture loses most of its detail
@@ -32,7 +31,7 @@ def read_pictures(
     policy: ImagePolicy,
     role: str,
     description: dict[str, Any],
-    confinement: Confinement | None = None,
+    confinement: Callable[[Any], Any] = as_stored,
 ) -> ImageData:
     """The images of a split: in memory or, if there are many, decoded when they are drawn.
 
@@ -68,10 +67,10 @@ class Decoder:
     column: str
     policy: ImagePolicy
     role: str
-    confinement: Confinement | None = None
+    confinement: Callable[[Any], Any]
 
     @classmethod
-    def of(cls, split: Dataset, column: str, policy: ImagePolicy, role: str, confinement: Confinement | None = None) -> "Decoder":
+    def of(cls, split: Dataset, column: str, policy: ImagePolicy, role: str, confinement: Callable[[Any], Any]) -> "Decoder":
         source, feature = undecoded(split, column), split.features[column]
         if isinstance(feature, (Array2D, Array3D)):
             source = source.with_format("numpy", dtype=feature.dtype)
@@ -87,22 +86,19 @@ class Decoder:
         images = []
         for row, picture in zip(rows, batch[self.column], strict=True):
             try:
-                images.append(self.policy(picture if self.confinement is None else self.confinement(picture)))
+                images.append(self.policy(self.confinement(picture)))
             except ValueError as error:
                 raise DataError(f"row {row} of the {self.role} split: {error} Remove or repair it.") from error
         return torch.stack(images)
 
 
-def note_large_pictures(
-    split: Any, column: str, policy: ImagePolicy, notes: Notes, confinement: Confinement | None = None
-) -> None:
+def note_large_pictures(split: Any, column: str, policy: ImagePolicy, notes: Notes, confinement: Callable[[Any], Any]) -> None:
     """Note when most pixels are thrown away."""
     source = split.select(range(0, len(split), max(1, len(split) // 32))) if isinstance(split, Dataset) else split
     sides = []
     for row in islice(undecoded(source, column), 8 if source is split else None):
         try:
-            picture = row[column] if confinement is None else confinement(row[column])
-            sides.append(min(to_pil(picture).size))
+            sides.append(min(to_pil(confinement(row[column])).size))
         except ValueError:  # reading reports it, with its row
             continue
     height, side = policy.size[0], int(np.median(sides or [0]))

@@ -207,8 +207,16 @@ class _Reader:
             classes = self.classes.numbers(feature, names)
             description = describe(self.source.origin, name, self.policy)
             columns = undecoded(split, image, label)
-            options: dict[str, Any] = {"confinement": self.source.confinement, "description": description}
-            return StreamingData(columns, names, self.policy, image, label, classes=classes, **options)
+            return StreamingData(
+                columns,
+                names,
+                self.policy,
+                image,
+                label,
+                classes=classes,
+                confinement=self.source.confinement,
+                description=description,
+            )
         names, labels = self._classified(split, label, name)
         return self._images(split, image, labels, names, name)
 

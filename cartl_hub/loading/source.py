@@ -4,7 +4,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatas
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder as PictureFolder
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from ..data import DataError, listed
+from ..data import DataError, as_stored, listed
 from ..images import ImagePolicy, policy_to_dict
 from .arguments import ROLES, DataArguments, Notes
 from .columns import undecoded
@@ -39,13 +39,13 @@ class Source:
         splits: Splits by name, each a ``Dataset`` or an ``IterableDataset``.
         origin: Id, configuration and revision, as cards and reports state them.
         location: Location of a local data set; cards and reports don't show it.
-        confinement: Confinement of the pictures that rows name by a path; None for data that the user made.
+        confinement: Confinement of the pictures that rows name by a path.
     """
 
     splits: dict[str, Any]
     origin: dict[str, Any]
     location: str = ""
-    confinement: Confinement | None = None
+    confinement: Callable[[Any], Any] = as_stored
 
 
 def open_source(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
@@ -82,12 +82,12 @@ def _open(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
     path = Path(data).expanduser()
     if path.exists():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            splits, confinement = _saved(path, arguments.streaming), None
+            splits, confinement = _saved(path, arguments.streaming), as_stored
         else:
             builder, files = _files(path, notes)
             splits = _load(str(data), builder, data_files=files, streaming=arguments.streaming)
             folder = path.resolve() if path.is_dir() else path.resolve().parent
-            confinement = None if builder == "imagefolder" else Confinement((folder,))
+            confinement = as_stored if builder == "imagefolder" else Confinement((folder,))
         return Source(splits, {"id": path.resolve().name}, str(path.resolve()), confinement)
     if str(data).startswith((".", "/", "~")) or str(data).count("/") > 1:
         raise DataError(f"expected a folder, a parquet file or a Hub id, got {str(data)!r}, which does not exist.")

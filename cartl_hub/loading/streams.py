@@ -43,10 +43,10 @@ def divide_stream(
             "expected data that are not a stream for train_images and train_share, which choose among all labels; got a "
             "stream. Leave streaming out, or these."
         )
-    streams = {}
-    for role, split in roles.items():
-        stream = split.to_iterable_dataset() if isinstance(split, Dataset) else split
-        streams[role] = undecoded(stream, image, label)
+    streams = {
+        role: undecoded(split.to_iterable_dataset() if isinstance(split, Dataset) else split, image, label)
+        for role, split in roles.items()
+    }
     names = classes.names_of_stream(features_of(roles["train"])[label], label)
     tested = 0.0 if "test" in streams else arguments.test_share
     split_seed = arguments.seed if "test" in streams else arguments.test_seed  # one draw divides it
