@@ -383,7 +383,7 @@ def list_sources(
     Each comes with its measured accuracies.
 
     Args:
-        hub: Search the Hub too, for models with the library's tag. A repository that can't be read is named in a warning.
+        hub: Search the Hub too, for models with the library's tag. A model that can't be read is named in a warning.
         author: User or organisation on the Hub.
         search: Part of the model's name on the Hub.
         limit: Largest number of models from the Hub, most downloaded first.
@@ -393,8 +393,15 @@ def list_sources(
         ModelError: If the Hub can't be reached.
     """
     wanted = (search or "").lower()
-    found = [_source_info(name, folder, "bundled") for name, folder in bundled_models().items() if wanted in name.lower()]
-    found += [_recipe_info(folder) for name, folder in untrained_recipes().items() if wanted in name.lower()]
+    found: list[SourceInfo] = []
+    for name, folder in (*bundled_models().items(), *untrained_recipes().items()):
+        if wanted not in name.lower():
+            continue
+        try:
+            trained = (folder / CONFIG).exists()
+            found.append(_source_info(name, folder, "bundled") if trained else _recipe_info(folder))
+        except (OSError, ValueError) as error:
+            logger.warning("%s is left out: %s", name, error)
     if not hub:
         return found
     api = HfApi(token=token, library_name=LIBRARY)

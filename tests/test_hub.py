@@ -279,14 +279,23 @@ def test_failed_checks_leave_a_robust_accuracy_out_of_the_list(wrn, tmp_path, mo
 def test_bundled_models_are_listed_and_load():
     found = bundled_models()
     assert {"wrn16_2.fdm4_cifar100", "wrn16_2.natural_cifar100"} <= found.keys()
-    for info in list_sources():
-        if info.where == "recipe only":
-            continue
+    listed = [info for info in list_sources() if info.where == "bundled"]
+    assert {info.id for info in listed} == found.keys()
+    for info in listed:
         folder = found[info.id]
         config = read_config(folder)
         assert info.num_parameters == sum(p.numel() for p in load_model(info.id).backbone.parameters())
         assert info.size == (folder / WEIGHTS).stat().st_size <= 12e6
         assert config["cartl_hub"]["lineage"]["data"]["id"] == info.data
+
+
+def test_a_damaged_model_does_not_end_the_list(wrn, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("cartl_hub.hub.__file__", str(tmp_path / "cartl_hub" / "hub.py"))
+    for name in ("a", "b", "c"):
+        folder = save_model(wrn, tmp_path / "model_cards" / name)
+    (folder.parent / "b" / "config.json").write_text("{")
+    assert [info.id for info in list_sources()] == ["a", "c"]
+    assert "b is left out: expected JSON in" in caplog.text
 
 
 def test_a_recipe_without_a_model_is_listed_without_numbers(tmp_path, monkeypatch):

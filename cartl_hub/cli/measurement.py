@@ -109,16 +109,17 @@ def evaluate(
         show(report.summary())
         typer.echo(f"\nReport to read: {output / 'report.html'}")
     gather(None)  # a launcher ends all processes as soon as one of them ends with an error
-    failed = [check.name for check in report.checks if check.status == "fail"]
-    if failed:
-        typer.echo(f"Failed checks: {', '.join(failed)}.", err=True)
-    low = fail_under is not None and report.robust.accuracy < fail_under
-    if low:
-        typer.echo(f"Robust accuracy {report.robust.accuracy:.4f} is below {fail_under}.", err=True)
-    unfinished = fail_under is not None and bool(report.dropped)
-    if unfinished:
-        typer.echo(f"Left out for the budget, so that robust accuracy may be lower: {'; '.join(report.dropped)}.", err=True)
-    if failed or low or unfinished:
+    problems = []
+    if report.failed_checks:
+        problems.append(f"Failed checks: {', '.join(check.name for check in report.failed_checks)}.")
+    if fail_under is not None and report.robust.accuracy < fail_under:
+        problems.append(f"Robust accuracy {report.robust.accuracy:.4f} is below {fail_under}.")
+    if fail_under is not None and report.dropped:
+        problems.append(f"Left out for the budget, so that robust accuracy may be lower: {'; '.join(report.dropped)}.")
+    if is_main_process():
+        for problem in problems:
+            typer.echo(problem, err=True)
+    if problems:
         raise typer.Exit(1)
 
 
