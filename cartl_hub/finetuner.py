@@ -17,7 +17,7 @@ from torch import nn
 from .batchnorm import BatchNormPolicy
 from .blocks import last_blocks
 from .card import render_card
-from .evaluation import EvaluationOptions, evaluate
+from .evaluation import EvaluationOptions, default_attacks, default_curve, evaluate
 from .folder import ModelError, check_target, check_weights, read_report, read_untrained, save_model
 from .hub import bundled_models, find_model, open_folder, untrained_recipes
 from .lineage import lineage
@@ -185,6 +185,8 @@ class RobustFineTuner:
     def evaluate(self, **options: Unpack[EvaluationOptions]) -> Report:
         """Measure clean and robust accuracy on the test split, as :func:`cartl_hub.evaluate` does.
 
+        The default attacks are in the ball of the method's training attack, if it has one.
+
         Args:
             options: Options of :func:`cartl_hub.evaluate`: ``strength``, ``num_images``, ``attacks``, ``checks``, ``budget``, ...
         """
@@ -194,6 +196,12 @@ class RobustFineTuner:
             "source": self.source,
         }
         options["context"] = context | dict(options.get("context") or {})
+        trained = getattr(self.method, "attack", None)
+        if trained is not None and options.get("attacks") is None:
+            strength = options.pop("strength", None) or "standard"
+            options["attacks"] = default_attacks(trained.eps, norm=trained.norm, strength=strength)
+            if options.get("curve", "auto") == "auto":
+                options["curve"] = default_curve(strength)
         self.report = evaluate(
             self.model.eval(),
             self.splits.test,
@@ -255,7 +263,7 @@ class RobustFineTuner:
             revision=revision,
             create_pr=create_pr,
             commit_message=commit_message or f"Upload {self.name}",
-            token=token or self._hub_token,
+            token=self._hub_token if token is None else token,
         )
         return self.commit
 
@@ -304,7 +312,7 @@ def open_source(source: str | Path | nn.Module | Source, revision: str | None = 
             raise ModelError(f"expected no revision for a model that is given, got {revision!r}; load it with that revision.")
         own = copy.deepcopy(source).float()
         model = own if isinstance(own, Classifier) else Classifier(own)
-        return Source(model, model.lineage.get("loaded_from") or {"id": model.architecture, "weights": "given"})
+        return Source(model, _origin_of(model))
     try:
         folder, origin = find_model(source, revision)
     except ModelError as error:
@@ -316,6 +324,14 @@ def open_source(source: str | Path | nn.Module | Source, revision: str | None = 
         return _open_timm(name)
     model = open_folder(folder, origin)
     return Source(model, origin, _report_of(folder, model))
+
+
+def _origin_of(model: Classifier) -> dict[str, Any]:
+    """Origin of a given model: where it was loaded from, unless it was trained since."""
+    loaded = model.lineage.get("loaded_from")
+    if loaded is None:
+        return {"id": model.lineage.get("name") or model.architecture, "weights": "given"}
+    return loaded if loaded.get("weights_sha256") == weights_sha256(model) else {"id": model.architecture, "weights": "given"}
 
 
 def _report_of(folder: Path, model: Classifier) -> Report | None:

@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
 from .folder import CARD, CONFIG, REPORT, WEIGHTS, ModelError, build_model, read_config, read_model, read_report
 from .models import Classifier
 from .recipe import RECIPE, load_recipe
+from .weights import weights_sha256
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def load_model(
 def open_folder(folder: Path, origin: Mapping[str, Any]) -> Classifier:
     """The model in a folder that :func:`find_model` found, with its origin in its lineage."""
     model = read_model(folder)
-    model.lineage |= {"loaded_from": dict(origin)}
+    model.lineage |= {"loaded_from": {**origin, "weights_sha256": weights_sha256(model)}}
     return model
 
 

@@ -351,8 +351,18 @@ def _read_card(path: Path) -> str | None:
 
 
 def _sent(folder: Path, card: str) -> list[Path]:
-    """Files that belong to the model: those that this library writes, and pictures that the card shows."""
-    shown = {unquote(link) for link in _LINK.findall(card) if Path(link).suffix.lower() in PICTURES}
+    """Files that belong to the model: those that this library writes, and pictures that the card shows.
+
+    Raises:
+        PublishError: If the card shows a picture that isn't there.
+    """
+    links = {unquote(link) for link in _LINK.findall(card)}
+    shown = {link for link in links if Path(link).suffix.lower() in PICTURES and "://" not in link}
+    if missing := sorted(link for link in shown if link.startswith(".") or "/" in link or not (folder / link).exists()):
+        raise PublishError(
+            f"expected the pictures that {CARD} shows beside it in {folder}, got none for {', '.join(missing)}; put them there, "
+            f"or write the card again: cartl-hub card {folder}"
+        )
     return [path for path in sorted(folder.iterdir()) if path.name in {*PUBLISHED, *shown} and not path.name.startswith(".")]
 
 

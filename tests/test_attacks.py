@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cartl_hub.attacks import FGSM, NFGSM, PGD, RFGSM, fgsm, pgd
+from cartl_hub.attacks import FGSM, NFGSM, PGD, RFGSM, Transfer, fgsm, pgd
 from cartl_hub.attacks import attack as base
 from cartl_hub.attacks.losses import cross_entropy
 from cartl_hub.randomness import START, image_keys, uniform
@@ -323,6 +323,20 @@ def test_pgd_search(check, norm):
 
 
 # Mutants
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_restarts_outside_of_an_evaluation_end_where_the_loss_is_highest(norm):
+    model, images, labels = trained_toy(0.0, 1.0)
+    keys = image_keys(0, 0, torch.arange(len(images)))
+    eps = {"Linf": 0.1, "L2": 0.5}[norm]
+    attack = PGD(eps=eps, norm=norm, step_size=eps / 10, steps=2)
+    once, often = (replace(attack, restarts=restarts)(model, images, labels, keys) for restarts in (1, 4))
+    risen = losses_of(model, often, labels) - losses_of(model, once, labels)
+    assert (risen >= 0).all()
+    assert 0 < (risen > 0).sum() < len(images)
+    transfer = Transfer(source=model, source_name="itself", attack=replace(attack, restarts=4))
+    assert torch.equal(transfer(model, images, labels, keys), often)
 
 
 def patched(name, function):

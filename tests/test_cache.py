@@ -87,14 +87,15 @@ def test_frozen_modules_do_not_run_again(wrn, monkeypatch):
     assert prefix.size == 64 * 8 * 8  # what enters the last norm, and nothing else
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("method", "name"),
     [(NEFT(num_blocks=1), "wrn10_1"), (NEFT(num_blocks=3), "wrn10_1"), (FineTuning(num_blocks=3), "test_vit")],
 )
-def test_without_augmentation_the_weights_are_those_of_an_uncached_run(method, name, data):
+def test_without_augmentation_the_weights_are_those_of_an_uncached_run(method, name, precision, data):
     data = data.subset(range(21))  # the last part of the cache is smaller than a batch
-    plain = trained(method, data, arguments(), name)
-    assert equal(plain, trained(method, data, arguments(cache=FeatureCache()), name))
+    plain = trained(method, data, arguments(precision=precision), name)
+    assert equal(plain, trained(method, data, arguments(precision=precision, cache=FeatureCache()), name))
     assert not equal(plain, make_model(name).state_dict())
 
 

@@ -141,11 +141,24 @@ def test_commands_in_cards_hold_no_folders_of_this_machine(monkeypatch):
     assert typed_command() == "cartl-hub finetune org/toy 'my photos' --output=run runs/a --eps 8/255"
 
 
+def test_many_classes_are_no_file_name():
+    from cartl_hub.cli.zoo import _lines
+
+    assert _lines(",".join(["class"] * 100)) == ["class"] * 100
+
+
+def test_data_from_the_hub_keep_their_name_in_a_sweep(tmp_path):
+    done = run("sweep", "wrn16_2.fdm4_cifar100", "--data", "org/noisy", "--data-id", "org/plain", "--output", tmp_path)
+    assert done.exit_code == 2
+    assert "loaded by that name" in " ".join(done.output.replace("│", "").split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_import_from_a_file_and_from_the_hub(tmp_path):
     model = make_model("wrn10_1", num_classes=2)
     state = {f"module.model.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
     torch.save({"model": state, "epoch": 7}, tmp_path / "last.ckpt")
-    options = ["--format", "timm", "--architecture", "wrn10_1", "--mean", "0.5,0.4,0.3", "--std", 1, "--labels", "cat,dog"]
+    options = ["--format", "timm", "--architecture", "wrn10_1", "--mean", "0.5,0.4,0.3", "--std", 1, "--labels", "cat, dog"]
     options += ["--model-arg", "negative_slope=0"]
     declared = ["--norm", "Linf", "--eps", "4/255", "--license", "mit"]
     done = run("import", tmp_path / "last.ckpt", "--to", tmp_path / "wrn.robust", *options, *declared)

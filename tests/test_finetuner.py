@@ -21,6 +21,7 @@ from cartl_hub import (
     TrainingArguments,
     load_model,
 )
+from cartl_hub.finetuner import open_source
 
 ATTACK = PGD(eps=8 / 255, step_size=4 / 255, steps=2)
 ARGUMENTS = TrainingArguments(epochs=1, batch_size=8, precision="fp32", validation_attack=ATTACK)
@@ -62,6 +63,23 @@ def test_main_job(tuner, tmp_path):
     assert loaded.predict(PILImage.new("RGB", (80, 50)))[0].names[0] in loaded.label_names
     again = cartl_hub.evaluate(loaded, tuner.splits.test, attacks={"PGD-2": ATTACK}, curve=None)
     assert (again.clean, again.attacks) == (report.clean, report.attacks)
+
+
+def test_the_report_is_in_the_ball_of_the_training_attack(tuner):
+    tuner.method = AdversarialTraining(attack=PGD(eps=0.25, norm="L2", step_size=0.1, steps=1), num_blocks=1)
+    report = tuner.evaluate(strength="quick", checks=False)
+    assert list(report.worst_case) == ["L2 0.25"]
+    assert report.curve is None
+    assert list(tuner.evaluate(attacks={"PGD-2": ATTACK}, curve=None, checks=False).worst_case) == ["Linf 8/255"]
+
+
+def test_a_model_that_was_trained_since_it_was_loaded_is_another_one(tuner, tmp_path):
+    model = load_model(tuner.save(tmp_path / "toy"))
+    assert open_source(model).origin["id"] == "toy"
+    with torch.no_grad():
+        model.head.bias += 1
+    assert open_source(model).origin == {"id": "wrn10_1", "weights": "given"}
+    assert open_source(tuner.model).origin == {"id": tuner.name, "weights": "given"}
 
 
 def test_card_states_what_the_report_holds(tuner):

@@ -13,7 +13,7 @@ from conftest import make_model
 from timm.layers import StdConv2d
 from torch import nn
 
-from cartl_hub.attacks import FGSM, PGD, RFGSM, Attack
+from cartl_hub.attacks import FGSM, PGD, RFGSM, Attack, Transfer
 from cartl_hub.attacks.attack import random_start
 from cartl_hub.blocks import input_sizes, last_blocks
 from cartl_hub.config import from_dict, to_dict
@@ -358,6 +358,8 @@ def test_step_is_scaled_with_the_radius():
     assert scaled(attack, 0.5) == PGD(eps=0.2, step_size=0.05, steps=7)
     assert scaled(attack, 1.0) is attack
     assert scaled(RFGSM(eps=0.4), 0.5) == RFGSM(eps=0.2)
+    transfer = scaled(Transfer(source=nn.Identity(), source_name="another", attack=attack), 0.5)
+    assert (transfer.eps, transfer.attack) == (0.2, scaled(attack, 0.5))
 
 
 # NEFT
@@ -397,6 +399,13 @@ def test_convex_residual_is_part_of_the_architecture(name, forward, num_blocks):
     again = timm.create_model(model.architecture, num_classes=3, **model.model_args).eval()
     again.load_state_dict(model.backbone.state_dict())
     assert torch.equal(again(inputs), model(images))
+
+
+@pytest.mark.parametrize("num_blocks", [3, 5])
+def test_frozen_blocks_of_a_source_keep_their_convex_sums(num_blocks):
+    model = make_model("wrn10_1", convex_blocks=4)
+    NEFT(num_blocks=num_blocks, convex_residual=True).adapt(model)
+    assert model.model_args == {"convex_blocks": max(4, num_blocks)}
 
 
 def test_convex_residual_of_another_architecture():

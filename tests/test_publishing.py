@@ -43,7 +43,7 @@ from cartl_hub.publishing import check_publishable, plan
 from cartl_hub.report.figures import Check, WorstCase
 from cartl_hub.testing import Fault, LocalHub
 from cartl_hub.testing.metadata import card_errors
-from cartl_hub.weights import round_weights
+from cartl_hub.weights import round_weights, weights_sha256
 
 ID = "org/wrn10_1.toy"
 
@@ -112,7 +112,11 @@ def test_what_is_published_loads_from_the_hub(writer, folder):
     commit = publish(folder, ID)
     model = load_model(ID)
     assert torch.equal(logits(model), logits(load_model(folder)))
-    assert model.lineage["loaded_from"] == {"id": ID, "revision": commit.oid}
+    assert model.lineage["loaded_from"] == {
+        "id": ID,
+        "revision": commit.oid,
+        "weights_sha256": weights_sha256(model),
+    }
     assert (model.label_names, model.training) == (("a", "b", "c"), False)
 
 
@@ -128,6 +132,16 @@ def test_metadata_of_the_card_is_what_the_hub_indexes(writer, folder):
     }
     measured["robust accuracy, worst case (Linf 8/255)"] = report["worst_case"]["Linf 8/255"]
     assert results == {name: pytest.approx(100 * result["accuracy"], abs=0.01) for name, result in measured.items()}
+
+
+@pytest.mark.parametrize("link", ["mine.png", "figures/mine.png"])
+def test_a_picture_that_would_be_missing_is_named(writer, folder, link):
+    text = (folder / CARD).read_text()
+    (folder / "figures").mkdir()
+    (folder / "figures" / "mine.png").write_bytes(b"")
+    (folder / CARD).write_text(f"{text}\n![]({link}) ![](https://host/other.png)\n")
+    with pytest.raises(PublishError, match=f"got none for {link}; put them there"):
+        publish(folder, ID)
 
 
 def test_a_card_edited_by_hand_is_kept(writer, folder):

@@ -624,6 +624,14 @@ def test_an_image_leaves_once_an_adversarial_one_lies_in_its_ball(toy, norm):
     assert (nearest[broken & standing] < 0.99 * attack.eps).any()  # it goes on to the nearest one where it is not for evaluation
 
 
+@both_norms
+def test_no_batch_is_empty_once_all_images_are_broken(toy, norm):
+    model, images, labels = Counting(toy[0]), toy[1][:20], toy[2][:20]
+    attack = FABT(eps=4 * NORMS[norm], norm=norm, steps=20)
+    assert not correct(toy[0], attack(model, images, labels, until_broken=True), labels).any()
+    assert min(map(len, model.seen)) > 0
+
+
 # Models that look robust
 
 

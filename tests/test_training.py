@@ -366,7 +366,12 @@ def test_overfitted_weights_are_never_the_best(earlier, wrn, data, monkeypatch):
 
 @pytest.mark.parametrize(
     ("attack", "norm", "eps"),
-    [(NFGSM(eps=2 / 255), "Linf", 2 / 255), (RFGSM(eps=0.5, norm="L2"), "L2", 0.5), (RFGSM(eps=8 / 255), "Linf", 8 / 255)],
+    [
+        (NFGSM(eps=2 / 255), "Linf", 2 / 255),
+        (RFGSM(eps=0.5, norm="L2"), "L2", 0.5),
+        (RFGSM(eps=8 / 255), "Linf", 8 / 255),
+        (PGD(eps=2 / 255, step_size=2 / 255, steps=1), "Linf", 2 / 255),
+    ],
 )
 def test_overfitting_is_looked_for_in_the_ball_of_the_training(attack, norm, eps, wrn, data, monkeypatch, caplog):
     looked = []

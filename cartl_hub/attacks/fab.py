@@ -54,6 +54,8 @@ class FABT(Attack):
         for place in range(targets.shape[1]):
             iterate = images[rows]
             for _ in range(self.steps):
+                if not len(rows):
+                    return nearest
                 pairs = torch.stack([targets[rows, place], labels[rows]], 1)
                 gradient, lead, _ = input_gradient(model, iterate, pairs, _lead)
                 iterate = step(images[rows], iterate, gradient, lead, self.norm)
@@ -67,8 +69,6 @@ class FABT(Attack):
                 if until_broken:
                     left = distance[rows] > self.eps
                     rows, iterate = rows[left], iterate[left]
-                if not len(rows):
-                    break
         inside = (distance <= self.eps).view(-1, 1, 1, 1)
         return torch.where(inside, nearest, confine(images, nearest, self.eps, self.norm))
 

@@ -152,6 +152,8 @@ def sweep(
     from ..training import FeatureCache
 
     name = Path(data).resolve().name if Path(data).exists() else data
+    if data_id is not None and not Path(data).exists():
+        raise typer.BadParameter(f"--data-id names data that lie here, and {data!r} is loaded by that name; leave it out.")
     if beta is not None and method is not SweptMethod.neft:
         raise typer.BadParameter(f"--beta is an option of --method neft, got it with {method}; leave it out.")
     read = DataArguments(image_column=image_column, label_column=label_column)

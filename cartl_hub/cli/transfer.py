@@ -173,7 +173,7 @@ def finetune(
         typer.Option(
             parser=fraction,
             metavar="RADIUS",
-            help="Linf radius of the report's attacks; by default --eps of a training attack, or 8/255.",
+            help="Linf radius of the report's attacks; by default they are in the ball of the training attack, or 8/255.",
             rich_help_panel=RESULT,
         ),
     ] = None,
@@ -227,8 +227,6 @@ def finetune(
     )
     trained = getattr(chosen, "attack", None)
     eps, norm = (DEFAULT_EPS["Linf"], "Linf") if trained is None else (trained.eps, trained.norm)
-    if report_eps is None:
-        report_eps = eps if norm == "Linf" else DEFAULT_EPS["Linf"]
     policy = BatchNormPolicy(extractor_statistics=extractor_statistics.value, submodel_affine=submodel_affine.value)
     arguments = TrainingArguments(
         epochs=epochs,
@@ -270,7 +268,9 @@ def finetune(
     if push_to is None:
         tuner.save()  # before the evaluation, which may be long
     radii = curve_radii(curve, strength)
-    attacks = default_attacks(report_eps, strength=strength.value)
+    if report_eps is not None:
+        eps, norm = report_eps, "Linf"
+    attacks = default_attacks(eps, norm=norm, strength=strength.value)  # type: ignore[arg-type]
     measured = repr((attacks, num_images, checks, radii is not None)).encode()
     finished = tuner.output_dir / "evaluation"
     if fresh:

@@ -1,5 +1,6 @@
 """Commands that make, show and publish models of the zoo."""
 
+import os
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
@@ -339,7 +340,9 @@ def _numbers(text: str | None) -> list[float] | None:
 def _lines(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    return Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    if os.path.isfile(text):  # which takes any text; pathlib raises on one that is too long for a name
+        return Path(text).read_text(encoding="utf-8").splitlines()
+    return [name.strip() for name in text.split(",")]
 
 
 @commands.command(epilog="Example: cartl-hub card model_cards/wrn16_2.fdm4_cifar100")

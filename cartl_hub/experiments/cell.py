@@ -93,7 +93,8 @@ class Cell:
 
     def agrees(self, content: Mapping[str, Any]) -> bool:
         """Whether a result's ``cell`` is this one, as far as both state it."""
-        return _agree(content, self.to_json())
+        own = self.to_json()
+        return content.get("attacks", own["attacks"]).keys() == own["attacks"].keys() and _agree(content, own)
 
     @property
     def setting(self) -> str:
@@ -199,8 +200,8 @@ class CellResult:
         source: Id, weights' hash and training method of the source.
         data: Number and index hash of the training images, of the validation images and of the test images.
         validations: Step and accuracies on validation images.
-        made: Record of command, commit, hash of the target's files, hardware, precision and seconds of training, and the
-            environment of the evaluation of the last weights: versions, hardware, seconds, date.
+        made: Record of command, commit, hash of the names and sizes of the target's files, hardware, precision and seconds of
+            training, and the environment of the evaluation of the last weights: versions, hardware, seconds, date.
     """
 
     cell: dict[str, Any]
@@ -388,13 +389,16 @@ def _agree(there: Any, here: Any) -> bool:
 
 
 def code_commit(folder: Path = Path(__file__).parents[1]) -> str | None:
-    """Commit of the checkout that contains a folder of code, with "+" if its files have changed; None outside of one."""
+    """Commit of the checkout that a folder of code is part of, with "+" if its files have changed; None outside of one, as
+    where it was installed into somebody's project."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
+        if not git("ls-files", "--", "."):
+            return None
         return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "--", "."))
     except (OSError, subprocess.CalledProcessError):
         return None

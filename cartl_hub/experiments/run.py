@@ -136,7 +136,7 @@ def result_path(cell: Cell, results: Path) -> Path:
 
 def find_result(cell: Cell, results: Path) -> CellResult | None:
     """The result of a cell; None if it was not run, or its file is damaged, or its source now has other weights, its target
-    other files, or a default another value. All but the first give a warning."""
+    files of other names or sizes, or a default another value. All but the first give a warning."""
     path = result_path(cell, results)
     if not path.exists():
         return None

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks import PGD, Attack
+from ..attacks import PGD, Attack, Transfer
 from ..models import Classifier
 from ..randomness import CHOSEN, uniform
 from ..ranges import check_number, check_whole
@@ -44,6 +44,8 @@ def scaled(attack: Attack, factor: float) -> Attack:
     """The attack with its radius, and its step if it has one, times ``factor``."""
     if factor == 1:
         return attack
+    if isinstance(attack, Transfer):
+        return replace(attack, attack=scaled(attack.attack, factor))
     sizes = {name: getattr(attack, name) * factor for name in ("eps", "step_size") if hasattr(attack, name)}
     return replace(attack, **sizes)
 

@@ -29,7 +29,8 @@ class NEFT(Method):
         sigma: Spectral norm to use. "kernel": norm of the kernel reshaped to [out, in * kh * kw], as in the authors' code.
             "operator": norm of the convolution as a map of its input, up to sqrt(kh * kw) times larger.
         convex_residual: Sum the residuals of these blocks as 0.5 shortcut + 0.5 branch, as in the authors' NEFT networks.
-            It becomes part of the architecture; only ``wrn*`` and ``resnet*_cifar`` support it.
+            It becomes part of the architecture; a source's own convex sums stay in any case. Only ``wrn*`` and
+            ``resnet*_cifar`` support it.
 
     Raises:
         ValueError: On values out of range, a convex residual sum for another architecture, or convolutions that standardise
@@ -65,7 +66,8 @@ class NEFT(Method):
                     f"convex_residual is part of the architecture, and {model.architecture} has no such option; "
                     "use a wrn* or resnet*_cifar source, or convex_residual=False."
                 )
-            model.backbone.set_convex_blocks(self.num_blocks)
+            # the frozen blocks keep the sums with which their weights were trained
+            model.backbone.set_convex_blocks(max(self.num_blocks, model.backbone.convex_blocks))
 
     @contextmanager
     def setup(self, model: Classifier, images: Images | None = None) -> Iterator[Mapping[str, nn.Module]]:

@@ -65,9 +65,10 @@ class FeatureCache:
     Args:
         views: Number of augmented views of each image, >= 1; epoch e shows view e modulo ``views``. None without augmentation.
         dtype: Type in which features are kept, "fp32" or "bf16"; with the latter, half the size, they are rounded unless the
-            run's precision is "bf16".
+            frozen blocks give bfloat16, as those of most convolutional networks do in a run whose precision is "bf16".
         folder: Folder for a memory-mapped file of the features; runs with the same frozen weights, data, views and batch size
-            share it. None: in memory.
+            share it, unless the data are too large for memory, so that their pictures can't be compared: then each run computes
+            it anew. None: in memory.
 
     Raises:
         ValueError: On values out of range.

@@ -497,7 +497,8 @@ class _Run:
 
     @property
     def _single_step(self) -> bool:
-        return isinstance(getattr(self.method, "attack", None), SINGLE_STEP)
+        attack = getattr(self.method, "attack", None)
+        return isinstance(attack, SINGLE_STEP) or (isinstance(attack, PGD) and attack.steps == 1)
 
     def _overfitting_radius(self, step: int) -> tuple[float, Norm] | None:
         """Radius and norm, at this step, of a training attack of a single step, to which a network can overfit."""
