@@ -360,8 +360,8 @@ def _sent(folder: Path, card: str) -> list[Path]:
     shown = {link for link in links if Path(link).suffix.lower() in PICTURES and "://" not in link}
     if missing := sorted(link for link in shown if link.startswith(".") or "/" in link or not (folder / link).exists()):
         raise PublishError(
-            f"expected the pictures that {CARD} shows beside it in {folder}, got none for {', '.join(missing)}; put them there, "
-            f"or write the card again: cartl-hub card {folder}"
+            f"expected the pictures that {CARD} shows beside it in {folder}, not hidden, got none for "
+            f"{', '.join(missing)}; put them there, or write the card again: cartl-hub card {folder}"
         )
     return [path for path in sorted(folder.iterdir()) if path.name in {*PUBLISHED, *shown} and not path.name.startswith(".")]
 

@@ -134,13 +134,14 @@ def test_metadata_of_the_card_is_what_the_hub_indexes(writer, folder):
     assert results == {name: pytest.approx(100 * result["accuracy"], abs=0.01) for name, result in measured.items()}
 
 
-@pytest.mark.parametrize("link", ["mine.png", "figures/mine.png"])
+@pytest.mark.parametrize("link", ["mine.png", "figures/mine.png", ".mine.png"])
 def test_a_picture_that_would_be_missing_is_named(writer, folder, link):
     text = (folder / CARD).read_text()
     (folder / "figures").mkdir()
-    (folder / "figures" / "mine.png").write_bytes(b"")
+    for path in (folder / "figures" / "mine.png", folder / ".mine.png"):
+        path.write_bytes(b"picture")
     (folder / CARD).write_text(f"{text}\n![]({link}) ![](https://host/other.png)\n")
-    with pytest.raises(PublishError, match=f"got none for {link}; put them there"):
+    with pytest.raises(PublishError, match=f"got none for {link}; put them"):
         publish(folder, ID)
 
 
@@ -231,7 +232,7 @@ def test_only_what_belongs_to_a_model_is_sent(writer, folder):
     for name in (".hidden.png", "shown.jpg", "other.png"):
         (folder / name).write_bytes(b"picture")
     with open(folder / CARD, "a") as card:
-        card.write("\n![of mine](./shown.jpg) ![no](.hidden.png)\n")
+        card.write("\n![of mine](./shown.jpg)\n")
     upload = plan(folder, ID)
     assert not writer.requests  # a plan asks nobody
     assert upload.left_out == (".env", ".hidden.png", "optimizer.pt", "other.png")
