@@ -26,10 +26,12 @@ wheel: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --upgrade uv
 
 .venv/.installed: pyproject.toml | .venv/bin/uv
+	@echo "Installing into .venv: up to 6 GB, of which torch is the most"
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e .
 	@touch $@
 
 .venv/.installed-test: pyproject.toml | .venv/bin/uv
+	@echo "Installing into .venv, with what the tests need: up to 6 GB"
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e ".[test]"
 	@touch $@ .venv/.installed
 

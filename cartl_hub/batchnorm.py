@@ -13,6 +13,12 @@ def batch_norms(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
     return [module for module in modules if isinstance(module, _BatchNorm)]
 
 
+def is_new(layer: _BatchNorm) -> bool:
+    """Whether a layer has the statistics with which it was made, having seen no batch."""
+    mean, var = layer.running_mean, layer.running_var
+    return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchNormPolicy:
     """The two choices for batch norm in transfer (Chen et al., CARTL, ICML 2021, section on batch norm).

@@ -91,10 +91,7 @@ def last_blocks(model: Classifier, num_blocks: int | None) -> list[Block]:
     if num_blocks is None:
         return blocks
     if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or not 1 <= num_blocks < len(blocks):
-        raise ValueError(
-            f"num_blocks must be in [1, {len(blocks) - 1}] for this {model.architecture}, got {num_blocks}; "
-            "None (in the shell 0) is the whole network."
-        )
+        raise ValueError(f"num_blocks must be in [1, {len(blocks) - 1}] for this {model.architecture}, got {num_blocks}.")
     return blocks[-num_blocks:]
 
 

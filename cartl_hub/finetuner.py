@@ -14,8 +14,8 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import nn
 
-from .batchnorm import BatchNormPolicy
-from .blocks import last_blocks
+from .batchnorm import BatchNormPolicy, batch_norms, is_new
+from .blocks import last_blocks, list_blocks
 from .card import render_card
 from .evaluation import EvaluationOptions, default_attacks, default_curve, evaluate
 from .folder import ModelError, check_target, check_weights, read_report, read_untrained, save_model
@@ -98,7 +98,7 @@ class RobustFineTuner:
                 f"expected a method that learns from labels, got {type(self.method).__name__}; pretrain a source with it "
                 "(cartl-hub pretrain), then fine-tune that."
             )
-        last_blocks(self.model, self.method.trained_blocks)
+        self._note_random_blocks()
         self.splits = self._splits(data, data_arguments)
         self.arguments.num_steps(self.splits.train)
         self._same_task = self.model.label_names == self.splits.label_names
@@ -126,6 +126,17 @@ class RobustFineTuner:
         if push_to_hub:
             self.hub_model_id = check_publishable(
                 hub_model_id or self.name, render_card(self.model), private=hub_private_repo, token=hub_token
+            )
+
+    def _note_random_blocks(self) -> None:
+        """Warn of frozen blocks that were never trained: their batch norm has the statistics of a new network."""
+        trained = last_blocks(self.model, self.method.trained_blocks)
+        frozen = batch_norms(layer for block in list_blocks(self.model)[: -len(trained)] for layer in block.layers())
+        if frozen and all(map(is_new, frozen)) and is_main_process():
+            logger.warning(
+                "the blocks of this %s that stay frozen look untrained: batch norm there has the statistics of a new network. "
+                "Pass a model with weights, or train the whole network.",
+                self.model.architecture,
             )
 
     def _splits(self, data: AnyData | Splits, arguments: DataArguments | None) -> Splits:
@@ -357,8 +368,8 @@ def _open_timm(name: str) -> Source:
         model = create_model(name, pretrained=True)
     except Exception as error:  # what the Hub client raises without a network
         raise ModelError(
-            f"timm's pretrained weights of {name!r} can't be obtained: {error}. Without a network pass a folder, or a model "
-            f"of your own weights: cartl_hub.create_model({name!r}, checkpoint_path=...)."
+            f"timm's pretrained weights of {name!r} can't be obtained: {str(error).rstrip('.')}. Without a network "
+            f"pass a folder, or a model of your own weights: cartl_hub.create_model({name!r}, checkpoint_path=...)."
         ) from error
     hub_id = model.backbone.pretrained_cfg.get("hf_hub_id")
     return Source(model, {"id": f"timm/{name}", "hub_id": hub_id, "timm": timm.__version__})

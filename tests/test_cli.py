@@ -97,6 +97,7 @@ def test_main_job(photos, source, tmp_path):
     compared = run("compare", model, tmp_path / "report", "--output", tmp_path / "comparison")
     assert compared.exit_code == 0, compared.output
     assert (tmp_path / "comparison" / "comparison.html").exists()
+    assert str(tmp_path / "report") in json.loads((tmp_path / "comparison" / "comparison.json").read_text())["models"][1]["name"]
     with_bundled = run("compare", model, "wrn16_2.fdm4_cifar100", "--output", tmp_path / "comparison")
     assert with_bundled.exit_code == 0, with_bundled.output
     assert "measured on uoft-cs/cifar100 instead of photos" in " ".join(with_bundled.output.split())
@@ -513,7 +514,7 @@ def test_set_reaches_every_part_of_a_run(photos, monkeypatch):
     refused = run(
         "pretrain", Path(__file__).parents[1] / "model_cards/wrn16_2.fdm4_cifar100/recipe.yaml", "--set", "training.max_steps=2"
     )
-    assert "say where it goes with --folder and --output" in words(refused)
+    assert "say where it goes with --folder" in words(refused)
 
 
 def test_norms_of_a_model(tmp_path):

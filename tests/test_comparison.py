@@ -204,6 +204,14 @@ def test_files(tmp_path):
     assert "a budget" in worst["entries"][1]["reason"]
 
 
+def test_names_instead_of_titles():
+    reports = [named("model"), named("model")]
+    assert compare(reports).models == ("model (1)", "model (2)")
+    assert compare(reports, ["small", "large"]).models == ("small", "large")
+    with pytest.raises(ValueError, match="expected a name for each of the 2 reports, got 1"):
+        compare(reports, ["small"])
+
+
 def test_page_says_who_is_better():
     first, second, third = named("first"), without(named("second"), 60), named("third", label_names=("a", "b", "c"))
     parsed = Page(comparison_html(compare([first, second, third])))

@@ -2,6 +2,8 @@
 
 import inspect
 from dataclasses import dataclass, replace
+from functools import partial
+from io import StringIO
 from itertools import pairwise
 
 import datasets
@@ -13,11 +15,13 @@ from known_models import EPS, FloatData, Linear, curved_case, linear_case
 from PIL import Image
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, TensorDataset
+from tqdm import tqdm
 
 from cartl_hub.attacks import APGD, APGDT, FABT, FGSM, NFGSM, PGD, Attack, Noise, Square
 from cartl_hub.data import DataError, ImageData, StreamingData
 from cartl_hub.evaluation import CURVE_EPS, EvaluationOptions, default_attacks, evaluate
 from cartl_hub.evaluation import run as evaluation_run
+from cartl_hub.evaluation.cascade import Cascade
 from cartl_hub.evaluation.checks import run_checks
 
 FEW = {"FGSM": FGSM(eps=EPS), "PGD-3": PGD(eps=EPS, step_size=EPS, steps=3)}
@@ -69,6 +73,25 @@ def test_curve_falls_on_a_network():
     assert accuracy[0] == 1
     assert len(set(accuracy)) > 4
     assert all(larger <= smaller for smaller, larger in pairwise(accuracy))
+
+
+def test_progress_never_goes_backwards(monkeypatch):
+    seen, run = [], Cascade.run
+
+    def watched(self, stage, images, **options):
+        run(self, stage, images, **options)
+        seen.append((self.bar.n, self.bar.total))
+
+    monkeypatch.setattr(Cascade, "run", watched)
+    monkeypatch.setattr(evaluation_run, "tqdm", partial(tqdm, disable=False, file=StringIO()))
+    model, data = curved_case()
+    evaluate(model, data, attacks=default_attacks(strength="full"), checks=("transfer",))
+    shares = [done / total for done, total in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    totals = [total for _, total in seen]
+    assert totals == sorted(totals, reverse=True)
+    assert len(seen) > 15
 
 
 def test_worst_case_is_per_image_and_smaller_balls_belong_to_larger_ones():

@@ -73,6 +73,19 @@ def test_the_report_is_in_the_ball_of_the_training_attack(tuner):
     assert list(tuner.evaluate(attacks={"PGD-2": ATTACK}, curve=None, checks=False).worst_case) == ["Linf 8/255"]
 
 
+def test_frozen_blocks_of_a_new_network_are_pointed_out(tuner, tmp_path, caplog):
+    data = DatasetDict(train=pictures(36), test=pictures(12))
+    options = {"arguments": ARGUMENTS, "output_dir": tmp_path / "other"}
+    new = make_model("wrn10_1")
+    RobustFineTuner(new, data, method=FineTuning(num_blocks=2), **options)
+    assert "stay frozen look untrained" in caplog.text
+    caplog.clear()
+    RobustFineTuner(new, data, method=FineTuning(), **options)
+    new.train()(torch.rand(4, 3, 32, 32))
+    RobustFineTuner(new, data, method=FineTuning(num_blocks=2), **options)
+    assert "untrained" not in caplog.text
+
+
 def test_a_model_that_was_trained_since_it_was_loaded_is_another_one(tuner, tmp_path):
     model = load_model(tuner.save(tmp_path / "toy"))
     assert open_source(model).origin["id"] == "toy"

@@ -58,9 +58,11 @@ def arguments(**changes):
 
 
 def test_few_steps_are_pointed_out(data, caplog):
-    few = arguments(epochs=1, batch_size=len(data))
-    train(make_model("wrn10_1"), HEAD, data, arguments=few)
-    assert f"{len(data)} images in batches of {len(data)} make 1 steps in all, 1 an epoch; a smaller batch_size" in caplog.text
+    assert len(data) == 24
+    train(make_model("wrn10_1"), HEAD, data, arguments=arguments(epochs=1, batch_size=24))
+    assert "24 images in batches of 24: 1 steps an epoch, 1 in all; a batch_size of 8 makes more" in caplog.text
+    train(make_model("wrn10_1"), HEAD, data, arguments=arguments(epochs=1, batch_size=8))
+    assert "24 images in batches of 8: 3 steps an epoch, 3 in all; a larger number of epochs makes more" in caplog.text
 
 
 def test_resuming_a_finished_run_returns_its_result(wrn, data, tmp_path):

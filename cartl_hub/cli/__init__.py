@@ -42,6 +42,7 @@ def _options(
 def main() -> None:
     """Entry point: errors that a user can fix are one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its own
     try:
         app()
     except SystemExit as end:

@@ -1,6 +1,7 @@
 """Commands that measure and explain a model, or use it."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,8 @@ from .options import (
 from .shown import command, show, without_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..report import Report
 
 commands = typer.Typer(rich_markup_mode="markdown")
@@ -102,7 +105,7 @@ def evaluate(
         seed=seed,
         device=chosen_device,
         resume=resume,
-        context={"id": model, "command": command(), "notes": list(notes)} | context,
+        context={"id": own_name(model, lineage), "command": command(), "notes": list(notes)} | context,
     )
     if is_main_process():
         report.save(output)
@@ -176,7 +179,13 @@ def compare(
     check_folder(output)
     if len(reports) < 2:
         raise typer.BadParameter("expected two or more reports.")
-    comparison = save_comparison([_report(name) for name in reports], output)
+    opened = [_report(name) for name in reports]
+    often = Counter(report.title for report in opened)
+    names = [
+        f"{report.title} ({name})" if often[report.title] > 1 else report.title
+        for name, report in zip(reports, opened, strict=True)
+    ]
+    comparison = save_comparison(opened, output, names)
     show(comparison.summary())
     typer.echo(f"\nComparison to read: {output / 'comparison.html'}")
 
@@ -268,12 +277,16 @@ def explain(
         typer.echo(f"In the report: {output / 'report.html'}")
 
 
+def own_name(typed: str, lineage: "Mapping[str, Any]") -> str:
+    """Name of a model: its own if it was typed as a folder, else what was typed."""
+    return str((lineage.get("name") if Path(typed).is_dir() else None) or without_folder(typed))
+
+
 def _shown_names(given: list[str], models: list[Any]) -> list[str]:
     """Names to show: a model in a folder has its own name, if no other has the same; the rest are shown as typed."""
     if len(set(given)) < len(given):
         raise typer.BadParameter(f"expected different models, got {', '.join(given)}; leave out what is there twice.")
-    own = [model.lineage.get("name") if Path(name).is_dir() else None for name, model in zip(given, models, strict=True)]
-    names = [str(name or typed) for name, typed in zip(own, map(without_folder, given), strict=True)]
+    names = [own_name(name, model.lineage) for name, model in zip(given, models, strict=True)]
     return names if len(set(names)) == len(names) else given
 
 

@@ -106,7 +106,11 @@ def sweep(
     sources: Annotated[list[str], typer.Argument(help="Sources; differences are from the last one.")],
     data: Annotated[str, typer.Option(help="Folder of images, parquet file or folder, or Hub id.")],
     blocks: Annotated[
-        str, typer.Option(help="Numbers of residual blocks to train; 0: the classifier, all: everything.")
+        str,
+        typer.Option(
+            help="Numbers of residual blocks to train; 0: the classifier, all: everything. --num-blocks of finetune counts "
+            "the classifier too, and a WRN's norm: its 3 is 1 here (cartl-hub blocks)."
+        ),
     ] = "0,1,3,all",
     num_images: Annotated[
         str, typer.Option(help="Numbers of target images to train on; all: all of them.")

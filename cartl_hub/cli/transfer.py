@@ -180,6 +180,10 @@ def finetune(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/ and the model's name.", rich_help_panel=RESULT)
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the new model; by default architecture, method and data.", rich_help_panel=RESULT),
+    ] = None,
     fresh: Fresh = False,
     license: Annotated[
         str | None, typer.Option(help="License of the new weights, e.g. mit; by default none is stated.", rich_help_panel=RESULT)
@@ -257,6 +261,7 @@ def finetune(
         arguments=with_changes(arguments, changed["training"], KINDS),
         data_arguments=with_changes(data_arguments, changed["data"], KINDS),
         output_dir=output,
+        name=name,
         license=license,
         push_to_hub=push_to is not None,
         hub_model_id=push_to,

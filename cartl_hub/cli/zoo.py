@@ -56,8 +56,9 @@ def pretrain(
 
     loaded = load_recipe(recipe)
     if changes:
-        if folder is None or output is None:
-            raise typer.BadParameter("--set makes another model than the recipe's; say where it goes with --folder and --output.")
+        if folder is None:
+            raise typer.BadParameter("--set makes another model than the recipe's; say where it goes with --folder.")
+        output = output or Path("runs", folder.name)
         changed = settings(changes, ("method", "training", "data", "probe"))
         flat = {f"{group}.{field}": value for group, values in changed.items() for field, value in values.items()}
         loaded = with_changes(loaded, flat, KINDS)
@@ -160,7 +161,7 @@ def sources(
     shown = found if recipes else [info for info in found if info.where != RECIPE_ONLY]
     for info in shown:
         clean, worst, robust = (
-            "-" if share is None else f"{100 * share:.1f} %" for share in (info.clean_acc, info.worst_acc, info.robust_acc)
+            "-" if share is None else f"{100 * share:.2f} %" for share in (info.clean_acc, info.worst_acc, info.robust_acc)
         )
         worst_cell = "checks failed" if info.doubtful else worst
         if info.attack:

@@ -220,7 +220,7 @@ class Cascade:
         """
         stage.entering = images
         self.bar.set_description(stage.name, refresh=False)
-        self.bar.bar_format = BAR.format(left=", {remaining} left" if self._attacked else "")
+        self.bar.bar_format = BAR.format(left=", at most {remaining} left" if self._attacked else "")
         self.bar.total = self.bar.n + int(images.sum()) * planned_passes(stage.attack) + later
         at_once = self.subject.batch_size
         self._work(stage.key, stage.entries, _positions(images), at_once, lambda part: self._attack(stage, part), stage, always)

@@ -299,8 +299,16 @@ class _Run:
 
     def _run(self, stage: Stage, images: np.ndarray, *, always: bool = False) -> None:
         waiting = [other for other in (*self.stages, *self.curve) if other is not stage and other.entering is None]
-        later = int(images.sum()) * sum(planned_passes(other.attack) for other in waiting)
+        later = sum(planned_passes(other.attack) * int(self._still(other, images).sum()) for other in waiting)
         self.cascade.run(stage, images, always=always, later=later)
+
+    def _still(self, stage: Stage, images: np.ndarray) -> np.ndarray:
+        """Images on which a stage may have to run, as far as it is known while another one runs on ``images``, bool [N]."""
+        correct = self.correct if self.clean.entries else images
+        if stage in self.curve:
+            return next((smaller.standing for smaller in reversed(self.curve) if smaller.begun), correct & self.on_curve)
+        assert stage.attack is not None
+        return entering(stage.attack, [other for other in self.stages if other.begun], correct)[0]
 
     def _check(self, names: Sequence[str], make: Callable[[str], Check]) -> None:
         found = self.cascade.check(names, lambda name: asdict(make(name)))

@@ -21,7 +21,8 @@ class LwF(Method):
     """Fine-tuning of all layers that keeps the penultimate features near the source's (Shafahi et al., ICLR 2020,
     https://arxiv.org/abs/1905.08232), ``CE + weight * ||z(x) - z_source(x)||``, mean over the batch.
 
-    Without augmentation the source's features are computed once, before the first step; with it, at each step.
+    Without augmentation the source's features are computed once, before the first step; with it, at each step. CARTL's baseline
+    is trained without, at a learning rate of 0.001: ``TrainingArguments(lr=0.001, augmentation=None)``.
 
     Args:
         weight: Weight of the distance, >= 0; the authors' code uses 0.005 with the 1-norm.
@@ -76,6 +77,7 @@ class SourceFeatures(nn.Module):
         if images is not None:
             rows = [self._compute(images.get(part)) for part in torch.arange(images.num_images).split(256)]
             self.table = torch.cat(rows)
+            self._source.clear()
 
     @torch.no_grad()
     def _compute(self, images: Tensor) -> Tensor:

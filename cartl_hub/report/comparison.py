@@ -139,7 +139,7 @@ class Comparison:
         return Group(table, *map(plain, self.notes))
 
 
-def compare(reports: Sequence[Results]) -> Comparison:
+def compare(reports: Sequence[Results], names: Sequence[str] | None = None) -> Comparison:
     """Put reports side by side and compare each with the first.
 
     Accuracies are compared image by image, by a paired bootstrap over images, and only where that is fair: on the same images
@@ -147,13 +147,17 @@ def compare(reports: Sequence[Results]) -> Comparison:
 
     Args:
         reports: Two or more reports; the first is the reference.
+        names: Names of the models; by default their titles. The same ones are numbered.
 
     Raises:
-        ValueError: On fewer than two reports.
+        ValueError: On fewer than two reports, or another number of names.
     """
     if len(reports) < 2:
         raise ValueError(f"expected two or more reports to compare, got {len(reports)}.")
-    models, reference = _names(reports), reports[0]
+    titles = [report.title for report in reports] if names is None else list(names)
+    if len(titles) != len(reports):
+        raise ValueError(f"expected a name for each of the {len(reports)} reports, got {len(titles)}.")
+    models, reference = _numbered(titles), reports[0]
     images = [_other_images(reference, report) for report in reports]
     measures = [_measure("clean", "", models, [report.verdicts.correct["clean"] for report in reports], images)]
     for threat in dict.fromkeys(threat for report in reports for threat in report.worst_case):
@@ -168,14 +172,15 @@ def compare(reports: Sequence[Results]) -> Comparison:
     return Comparison(models, tuple(reports), tuple(measures), tuple(_notes(reports, models)))
 
 
-def save_comparison(reports: Sequence[Results], folder: str | Path) -> Comparison:
+def save_comparison(reports: Sequence[Results], folder: str | Path, names: Sequence[str] | None = None) -> Comparison:
     """Write comparison.html and comparison.json.
 
     Args:
         reports: Reports, as for :func:`compare`.
         folder: Folder to write to; created if it doesn't exist.
+        names: Names of the models, as for :func:`compare`.
     """
-    comparison = compare(reports)
+    comparison = compare(reports, names)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     html, content = comparison_html(comparison), json.dumps(comparison.to_json(), indent=2, allow_nan=False)
@@ -194,9 +199,8 @@ def comparison_html(comparison: Comparison) -> str:
     )
 
 
-def _names(reports: Sequence[Results]) -> tuple[str, ...]:
+def _numbered(titles: Sequence[str]) -> tuple[str, ...]:
     """Titles, numbered if several models have the same."""
-    titles = [report.title for report in reports]
     often, seen = Counter(titles), Counter[str]()
     names = []
     for title in titles:

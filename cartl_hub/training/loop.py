@@ -153,9 +153,11 @@ class _Run:
         self.accelerator = _accelerator(arguments, self.folder)
         few = self.per_epoch is not None and self.per_epoch < 5 and self.num_steps < 100
         if few and isinstance(data, ImageData) and self.accelerator.is_main_process:
+            smaller = max(8, 2 ** int(math.log2(max(1, len(data) // 5))))  # five steps an epoch
+            remedy = f"a batch_size of {smaller}" if smaller < arguments.batch_size else "a larger number of epochs"
             logger.warning(
-                "%d images in batches of %d make %d steps in all, %d an epoch; a smaller batch_size (--batch-size 32) makes more",
-                *(len(data), arguments.batch_size, self.num_steps, self.per_epoch),
+                "%d images in batches of %d: %d steps an epoch, %d in all; %s makes more",
+                *(len(data), arguments.batch_size, self.per_epoch, self.num_steps, remedy),
             )
         world = self.accelerator.num_processes
         if arguments.batch_size % world:
