@@ -143,7 +143,7 @@ def test_norm_without_parameters_between_blocks_goes_with_the_one_before(wrn):
 
 @pytest.mark.parametrize("num_blocks", [0, -1, 6, 99, True, 1.5, "2"])
 def test_number_of_blocks_out_of_range(wrn, num_blocks):
-    with pytest.raises(ValueError, match=rf"num_blocks must be in \[1, 5\] for this wrn10_1, got {num_blocks}; None \(in"):
+    with pytest.raises(ValueError, match=rf"num_blocks must be in \[1, 5\] for this wrn10_1, got {num_blocks}\."):
         last_blocks(wrn, num_blocks)
 
 
