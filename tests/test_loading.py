@@ -16,7 +16,7 @@ from PIL import Image as Picture
 
 from cartl_hub.data import DataError, StreamingData
 from cartl_hub.images import ImagePolicy
-from cartl_hub.loading import DataArguments, columns, confinement, load_splits, load_test_split, pictures, source, streams
+from cartl_hub.loading import DataArguments, columns, confinement, load_splits, load_test_split, pictures, streams
 from cartl_hub.sampling import index_hash, stratified_sample, stratified_split
 
 POLICY = ImagePolicy(size=(8, 8))
@@ -755,12 +755,12 @@ def test_a_data_set_of_the_hub(monkeypatch, caplog):
         def dataset_info(self, repo_id, revision=None):
             return type("Info", (), {"sha": commit})
 
-    monkeypatch.setattr(source.datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(source.huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(opening.datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(opening.huggingface_hub, "HfApi", Api)
     splits = read("me/pets", config="small", revision="main")
     assert calls == [("me/pets", {"name": "small", "revision": commit, "streaming": False})]
     assert {"id": "me/pets", "config": "small", "revision": commit}.items() <= splits.train.description.items()
-    monkeypatch.setattr(source.huggingface_hub, "HfApi", None)  # without a network the copy in the cache is read
+    monkeypatch.setattr(opening.huggingface_hub, "HfApi", None)  # without a network the copy in the cache is read
     assert read("me/pets", revision="v1").train.description["revision"] == "v1"
     assert "the Hub can't be reached for the data set 'me/pets', which is no file or folder here" in caplog.text
 
@@ -769,8 +769,8 @@ def test_the_cache_tells_where_a_data_set_came_from():
     class Cached:
         cache_files = ({"filename": "/home/me/cache/me___pets/default/0.0.0/" + "0123456789" * 4 + "/pets-train.arrow"},)
 
-    assert source.origin_of(Cached()) == {"id": "me/pets", "revision": "0123456789" * 4}
-    assert source.origin_of(table())["id"] == "data in memory"
+    assert opening.origin_of(Cached()) == {"id": "me/pets", "revision": "0123456789" * 4}
+    assert opening.origin_of(table())["id"] == "data in memory"
 
 
 def test_the_name_of_a_loader_is_no_name_of_the_data(tmp_path):

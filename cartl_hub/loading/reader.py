@@ -15,8 +15,8 @@ from .arguments import ROLES, DataArguments, Notes, Splits
 from .classes import Classes
 from .columns import features_of, find_columns, labelled_splits, undecoded
 from .dividing import divide, pixel_hash
+from .opening import AnyData, OpenedData, describe, open_data
 from .pictures import Decoder, note_large_pictures, read_pictures
-from .source import AnyData, Source, describe, open_source
 from .streams import divide_stream
 
 
@@ -84,10 +84,10 @@ def _reader(
     trained_on: Mapping[str, Any] | None,
 ) -> "_Reader":
     arguments, notes = arguments or DataArguments(), Notes()
-    source = open_source(data, arguments, notes)
-    source = replace(source, splits=labelled_splits(source.splits, arguments, notes))
-    reader = _Reader(source, policy, arguments, Classes(label_names, arguments.label_names, notes), notes)
-    streamed = any(isinstance(split, IterableDataset) for split in source.splits.values())
+    opened = open_data(data, arguments, notes)
+    opened = replace(opened, splits=labelled_splits(opened.splits, arguments, notes))
+    reader = _Reader(opened, policy, arguments, Classes(label_names, arguments.label_names, notes), notes)
+    streamed = any(isinstance(split, IterableDataset) for split in opened.splits.values())
     if not streamed and reader.was_streamed(trained_on or {}):
         if not isinstance(data, (str, Path)):
             raise DataError(
@@ -102,7 +102,7 @@ def _reader(
 class _Reader:
     """Reads one data set."""
 
-    source: Source
+    opened: OpenedData
     policy: ImagePolicy
     arguments: DataArguments
     classes: Classes
@@ -113,9 +113,9 @@ class _Reader:
         """All parts."""
         roles = self._roles()
         image, label = find_columns(roles, self.arguments, self.notes)
-        note_large_pictures(roles["train"], image, self.policy, self.notes, self.source.confinement)
+        note_large_pictures(roles["train"], image, self.policy, self.notes, self.opened.confinement)
         if any(isinstance(split, IterableDataset) for split in roles.values()):
-            return divide_stream(roles, image, label, self.policy, self.source, self.classes, self.arguments, self.notes)
+            return divide_stream(roles, image, label, self.policy, self.opened, self.classes, self.arguments, self.notes)
         raw = {role: undecoded(split, label)[:][label] for role, split in roles.items()}
         names = self.classes.names(roles["train"].features[label], label, raw)
         labels = {
@@ -158,9 +158,9 @@ class _Reader:
     def _set_aside(self, trained_on: Mapping[str, Any]) -> dict[str, Any] | None:
         """Record of how a test split was made for a model, if these are its data and have none."""
         set_aside = trained_on.get("split_off")
-        if set_aside is None or any(name in self.source.splits for name in ROLES["test"]):
+        if set_aside is None or any(name in self.opened.splits for name in ROLES["test"]):
             return None
-        return set_aside if trained_on.get("id") == self.source.origin["id"] or self._recognised(set_aside) else None
+        return set_aside if trained_on.get("id") == self.opened.origin["id"] or self._recognised(set_aside) else None
 
     def _recognised(self, set_aside: Mapping[str, Any]) -> bool:
         """Whether these are, under another name, the data of which a part was set aside: its indices and pixels tell."""
@@ -178,14 +178,14 @@ class _Reader:
             _, held = stratified_split(labels, set_aside["test_share"], seed)
             if index_hash(held) != set_aside["index_hash"]:
                 return False
-            decode = Decoder.of(split, image, self.policy, "train", self.source.confinement)
+            decode = Decoder.of(split, image, self.policy, "train", self.opened.confinement)
             return pixel_hash(ImageData(labels, names, decode, self.policy).subset(held)) == set_aside["pixels"]
         except DataError:  # reading reports it
             return False
 
     def read_test(self, trained_on: Mapping[str, Any]) -> ImageData | StreamingData:
         """The images to measure a model on."""
-        splits = self.source.splits
+        splits = self.opened.splits
         if set_aside := self._set_aside(trained_on):
             self.measures = True
             return self._with_part(set_aside).test
@@ -200,12 +200,12 @@ class _Reader:
         if not isinstance(split, IterableDataset) and not len(split):
             raise DataError(f"expected at least one image in the split {name!r}, got none; pass data that have images.")
         image, label = find_columns({"train": split}, self.arguments, self.notes)
-        note_large_pictures(split, image, self.policy, self.notes, self.source.confinement)
+        note_large_pictures(split, image, self.policy, self.notes, self.opened.confinement)
         if isinstance(split, IterableDataset):
             feature = features_of(split)[label]
             names = self.classes.names_of_stream(feature, label)
             classes = self.classes.numbers(feature, names)
-            description = describe(self.source.origin, name, self.policy)
+            description = describe(self.opened.origin, name, self.policy)
             columns = undecoded(split, image, label)
             return StreamingData(
                 columns,
@@ -214,7 +214,7 @@ class _Reader:
                 image,
                 label,
                 classes=classes,
-                confinement=self.source.confinement,
+                confinement=self.opened.confinement,
                 description=description,
             )
         names, labels = self._classified(split, label, name)
@@ -228,7 +228,7 @@ class _Reader:
 
     def _roles(self) -> dict[str, Any]:
         """Splits by role; the rest is ignored with a note."""
-        splits = self.source.splits
+        splits = self.opened.splits
         found = {role: [name for name in names if name in splits] for role, names in ROLES.items()}
         chosen = {role: names[0] for role, names in found.items() if names}
         if "train" not in chosen:
@@ -247,5 +247,5 @@ class _Reader:
         return {role: splits[name] for role, name in chosen.items()}
 
     def _images(self, split: Dataset, column: str, labels: Tensor, names: tuple[str, ...], role: str) -> ImageData:
-        description = describe(self.source.origin, role, self.policy) | {"num_images": len(labels)}
-        return read_pictures(split, column, labels, names, self.policy, role, description, self.source.confinement)
+        description = describe(self.opened.origin, role, self.policy) | {"num_images": len(labels)}
+        return read_pictures(split, column, labels, names, self.policy, role, description, self.opened.confinement)

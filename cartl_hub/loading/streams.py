@@ -13,7 +13,7 @@ from .arguments import DataArguments, Notes, Splits
 from .classes import Classes
 from .columns import features_of, undecoded
 from .dividing import split_off
-from .source import Source, describe
+from .opening import OpenedData, describe
 
 _HELD = 512  # validation images
 
@@ -23,7 +23,7 @@ def divide_stream(
     image: str,
     label: str,
     policy: ImagePolicy,
-    source: Source,
+    opened: OpenedData,
     classes: Classes,
     arguments: DataArguments,
     notes: Notes,
@@ -67,13 +67,13 @@ def divide_stream(
             part=(low, high) if low < high else (0.0, 1.0),
             split_seed=split_seed,
             shuffle_buffer=arguments.shuffle_buffer,
-            confinement=source.confinement,
-            description=describe(source.origin, role if given else f"{role} (split off)", policy),
+            confinement=opened.confinement,
+            description=describe(opened.origin, role if given else f"{role} (split off)", policy),
         )
 
     test, train = part("test", 0.0, tested), part("train", held, 1.0)
     validation = part("validation", tested, held).held(_HELD)
-    location = [source.location, image, label]
+    location = [opened.location, image, label]
     if "test" not in streams:
         train.description["split_off"] = split_off(arguments, index_hash=None)
     identity = [location, train.description, train.label_names, train.part, train.split_seed, train.shuffle_buffer]

@@ -32,7 +32,7 @@ AnyData: TypeAlias = str | Path | Dataset | DatasetDict | IterableDataset | Iter
 
 
 @dataclass
-class Source:
+class OpenedData:
     """An open data set.
 
     Args:
@@ -48,16 +48,16 @@ class Source:
     confinement: Callable[[Any], Any] = as_stored
 
 
-def open_source(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
+def open_data(data: AnyData, arguments: DataArguments, notes: Notes) -> OpenedData:
     """Open a data set; its pictures are not read yet.
 
     Raises:
         DataError: If there is no such data set.
     """
-    source = _open(data, arguments, notes)
+    opened = _open(data, arguments, notes)
     if arguments.id is not None:
-        source.origin["id"] = arguments.id
-    return source
+        opened.origin["id"] = arguments.id
+    return opened
 
 
 def describe(origin: Mapping[str, Any], split: str, policy: ImagePolicy) -> dict[str, Any]:
@@ -65,13 +65,13 @@ def describe(origin: Mapping[str, Any], split: str, policy: ImagePolicy) -> dict
     return {**origin, "split": split, "image_policy": policy_to_dict(policy)}
 
 
-def _open(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
+def _open(data: AnyData, arguments: DataArguments, notes: Notes) -> OpenedData:
     if isinstance(data, (Dataset, IterableDataset)):
         data = {"train": data}
     if isinstance(data, Mapping):
         if not data:
             raise DataError("expected at least one split, got an empty mapping.")
-        return Source(dict(data), origin_of(next(iter(data.values()))))
+        return OpenedData(dict(data), origin_of(next(iter(data.values()))))
     if not isinstance(data, (str, Path)):
         raise DataError(
             f"expected a datasets.Dataset, a DatasetDict, a Hub id or a folder, got {type(data).__name__}; "
@@ -88,13 +88,13 @@ def _open(data: AnyData, arguments: DataArguments, notes: Notes) -> Source:
             splits = _load(str(data), builder, data_files=files, streaming=arguments.streaming)
             folder = path.resolve() if path.is_dir() else path.resolve().parent
             confinement = as_stored if builder == "imagefolder" else Confinement((folder,))
-        return Source(splits, {"id": path.resolve().name}, str(path.resolve()), confinement)
+        return OpenedData(splits, {"id": path.resolve().name}, str(path.resolve()), confinement)
     if str(data).startswith((".", "/", "~")) or str(data).count("/") > 1:
         raise DataError(f"expected a folder, a parquet file or a Hub id, got {str(data)!r}, which does not exist.")
     revision = _commit(str(data), arguments.revision)
     splits = _load(str(data), str(data), name=arguments.config, revision=revision, streaming=arguments.streaming)
     origin = {"id": str(data), "config": arguments.config, "revision": revision}
-    return Source(splits, origin, confinement=hub_confinement())
+    return OpenedData(splits, origin, confinement=hub_confinement())
 
 
 def _load(described: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
