@@ -16,7 +16,7 @@ from PIL import Image as Picture
 
 from cartl_hub.data import DataError, StreamingData
 from cartl_hub.images import ImagePolicy
-from cartl_hub.loading import DataArguments, columns, confinement, load_splits, load_test_split, pictures, streams
+from cartl_hub.loading import DataArguments, columns, confinement, load_splits, load_test_split, opening, pictures, streams
 from cartl_hub.sampling import index_hash, stratified_sample, stratified_split
 
 POLICY = ImagePolicy(size=(8, 8))
