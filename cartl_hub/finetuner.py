@@ -18,7 +18,7 @@ from .batchnorm import BatchNormPolicy, batch_norms, is_new
 from .blocks import last_blocks, list_blocks
 from .card import render_card
 from .evaluation import EvaluationOptions, default_attacks, default_curve, evaluate
-from .folder import ModelError, check_target, check_weights, read_report, read_untrained, save_model
+from .folder import ModelError, check_rebuilt, check_target, check_weights, read_report, read_untrained, save_model
 from .hub import bundled_models, find_model, open_folder, untrained_recipes
 from .lineage import lineage
 from .loading import AnyData, DataArguments, Splits, load_splits
@@ -105,6 +105,7 @@ class RobustFineTuner:
         if not self._same_task:
             self.model.reset_head(self.splits.label_names, seed=self.arguments.seed)
         self.method.adapt(self.model)
+        check_rebuilt(self.model)
         self.model.stored_as = torch.float32  # a source of half precision makes none of a model that is trained from it
         data_id = re.sub(r"[^\w.-]+", "_", str(self.splits.train.description.get("id", "data")).rsplit("/", 1)[-1])
         self.name = name or f"{self.model.architecture}.{self.method.tag}_{data_id}"

@@ -22,7 +22,7 @@ from .images import ImagePolicy, policy_to_dict
 from .lineage_schema import check_lineage
 from .models import Classifier, create_model
 from .models.settings import check_model_args, check_normalisation, check_sizes
-from .modules import check_finite, not_finite
+from .modules import check_finite, eval_mode, not_finite
 from .processes import is_main_process
 from .report import FILES, Report
 from .weights import plain_state, stored_dtype, weights_bytes
@@ -54,14 +54,15 @@ def save_model(model: Classifier, folder: str | Path, *, report: Report | None =
         card: Text of README.md.
 
     Raises:
-        ValueError: If weights are reparametrised or not finite, the report is on other weights, the folder is a file or holds
-            something else, or the model could not be loaded back; nothing is written then.
+        ValueError: If weights are reparametrised, shared or not finite, the report is on other weights, the folder is a file or
+            holds something else, or the model that is loaded back would be another one; nothing is written then.
     """
     folder = Path(folder)
     check_target(folder)
     if not is_main_process():
         return folder
     check_weights(model)
+    check_rebuilt(model)
     weights = weights_bytes(model)
     digest = hashlib.sha256(weights).hexdigest()
     if report is not None and not report.is_of(digest):
@@ -88,14 +89,46 @@ def check_weights(model: Classifier) -> None:
     """Check that weights can be saved.
 
     Raises:
-        ValueError: If they are reparametrised or not finite.
+        ValueError: If they are reparametrised, shared by several layers, or not finite.
     """
     state = plain_state(model)
+    names: dict[int, str] = {}
+    for name, parameter in model.backbone.named_parameters(remove_duplicate=False):
+        if (other := names.setdefault(id(parameter), name)) != name:
+            raise ValueError(f"expected weights of one layer each, got one for both {other} and {name}; give one of them a copy.")
     if reparametrised := next((name for name in state if ".parametrizations." in name), None):
         raise ValueError(
             f"expected plain weights, got the reparametrised {reparametrised}; remove that, or wait until training has ended."
         )
     check_finite(state)
+
+
+def check_rebuilt(model: Classifier) -> None:
+    """Check that a network built from the model's config computes what the model does: only so is it the one that was measured.
+
+    Raises:
+        ValueError: If it doesn't.
+    """
+    images = torch.rand(2, model.image_policy.num_channels, *model.image_policy.size, generator=torch.Generator().manual_seed(0))
+    remedy = (
+        f"make it with cartl_hub.create_model({model.architecture!r}, ...), which keeps the arguments, or state them: "
+        "cartl_hub.Classifier(backbone, model_args={...})"
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), eval_mode(model):
+        try:
+            again = build_model(json.loads(json.dumps(model_config(model))))
+            again.backbone.load_state_dict(model.backbone.state_dict())
+        except Exception as error:  # whatever an architecture makes of other arguments
+            raise ValueError(
+                f"expected a {model.architecture} with the arguments {model.model_args}, got another network ({error}); {remedy}."
+            ) from error
+        again = again.to(model.mean.device).eval()
+        logits, expected = again(images.to(model.mean.device)).float(), model(images.to(model.mean.device)).float()
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise ValueError(
+            f"expected a {model.architecture} with the arguments {model.model_args}, got a network with other logits than that; "
+            f"{remedy}."
+        )
 
 
 def check_target(folder: Path) -> None:

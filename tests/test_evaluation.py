@@ -181,6 +181,62 @@ def test_strength():
         evaluate(model, data, attacks=FEW, strength="quick")
 
 
+ODD = {
+    "nothing": lambda images: images,
+    "units": lambda images: images + 0.5,
+    "one": lambda images: images[:1],
+    "double": lambda images: images.double(),
+    "none": lambda images: None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd(Attack):
+    """An attack with a mistake."""
+
+    mistake: str
+
+    def perturb(self, model, images, labels, keys):
+        return ODD[self.mistake](images)
+
+
+@pytest.mark.parametrize("mistake", ["nothing", "units"])
+def test_attacks_that_fail_for_a_technical_reason_are_found_out(mistake):
+    model, data = curved_case()
+    odd = Odd(eps=EPS, mistake=mistake)
+    report = evaluate(model, data, attacks={"odd": odd}, curve=None, checks=("reported-attacks",), progress=False)
+    (check,) = report.failed_checks
+    assert check.name == "reported-attacks"
+    assert check.figures["accuracy, all attacks of the report"] == report.robust.accuracy == report.clean.accuracy
+    assert check.figures["accuracy, PGD-20"] < report.robust.accuracy - 0.2
+    assert "PGD-20 left" in report.mistrust
+    attacks = {"odd": odd, "PGD": PGD(eps=EPS, step_size=EPS / 4, steps=20)}
+    honest = evaluate(model, data, attacks=attacks, curve=None, checks=("reported-attacks",), progress=False)
+    assert honest.failed_checks == []
+    assert [check.status for check in honest.checks] == ["pass", "pass"]
+
+
+@pytest.mark.parametrize(("mistake", "got"), [("one", r"float32 \[1, 3, 4, 4\]"), ("double", "float64"), ("none", "NoneType")])
+def test_an_attack_must_return_an_image_for_each(mistake, got):
+    model, data = curved_case()
+    with pytest.raises(ValueError, match=f"expected torch.float32 .* from Odd, an image for each one, got .*{got}"):
+        evaluate(model, data, attacks={"odd": Odd(eps=EPS, mistake=mistake)}, curve=None, checks=False, progress=False)
+
+
+def test_images_may_be_part_of_a_graph():
+    model, data = curved_case()
+    images = (data.images.float() / 255).requires_grad_()
+    options = {"attacks": FEW, "curve": None, "checks": False, "progress": False}
+    assert evaluate(model, (images, data.labels), **options).clean == evaluate(model, data, **options).clean
+
+
+def test_a_scripted_module_is_refused_at_once():
+    _, data = curved_case()
+    scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(48, 4))).eval()
+    with pytest.raises(TypeError, match="expected a module that is no TorchScript"):
+        evaluate(scripted, data, attacks=FEW, checks=False, progress=False)
+
+
 def test_default_attacks():
     assert default_attacks() == default_attacks(strength="standard")
     names = {strength: list(default_attacks(strength=strength)) for strength in ("quick", "standard", "full")}

@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+import timm
 import torch
 from conftest import make_model
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -14,12 +15,15 @@ from cartl_hub import (
     PGD,
     AdversarialTraining,
     BatchNormPolicy,
+    Classifier,
     DataError,
     FineTuning,
     ModelError,
     RobustFineTuner,
     TrainingArguments,
+    create_model,
     load_model,
+    save_model,
 )
 from cartl_hub.finetuner import open_source
 
@@ -84,6 +88,45 @@ def test_frozen_blocks_of_a_new_network_are_pointed_out(tuner, tmp_path, caplog)
     new.train()(torch.rand(4, 3, 32, 32))
     RobustFineTuner(new, data, method=FineTuning(num_blocks=2), **options)
     assert "untrained" not in caplog.text
+
+
+def _leaky(model):
+    return timm.create_model("test_resnet", num_classes=3, act_layer="leaky_relu")
+
+
+def _unpooled(model):
+    model.maxpool = torch.nn.Identity()
+    return model
+
+
+def _small_patches(model):
+    return timm.create_model("test_vit", num_classes=3, img_size=32, patch_size=8)
+
+
+@pytest.mark.parametrize("change", [_leaky, _unpooled, _small_patches])
+def test_a_network_that_would_be_loaded_as_another_is_refused(change, tmp_path):
+    data = DatasetDict(train=pictures(36), test=pictures(12))
+    network = change(timm.create_model("test_resnet", num_classes=3))
+    with pytest.raises(
+        ValueError, match=r"make it with cartl_hub\.create_model\('test_\w+', \.\.\.\), which keeps the arguments"
+    ):
+        RobustFineTuner(network, data, method=FineTuning(num_blocks=1), arguments=ARGUMENTS, output_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match="which keeps the arguments"):
+        save_model(Classifier(network), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_arguments_that_were_recorded_make_the_same_network(tmp_path):
+    model = create_model("test_resnet", num_classes=3, act_layer="leaky_relu").eval()
+    images = torch.rand(2, 3, *model.image_policy.size)
+    assert torch.equal(load_model(save_model(model, tmp_path))(images), model(images))
+
+
+def test_shared_weights_are_refused(tmp_path):
+    model = make_model("wrn10_1")
+    model.backbone.stages[0][0].conv2.weight = model.backbone.stages[0][0].conv1.weight
+    with pytest.raises(ValueError, match=r"got one for both stages\.0\.0\.conv1\.weight and stages\.0\.0\.conv2\.weight"):
+        RobustFineTuner(model, DatasetDict(train=pictures(36), test=pictures(12)), output_dir=tmp_path)
 
 
 def test_a_model_that_was_trained_since_it_was_loaded_is_another_one(tuner, tmp_path):

@@ -962,3 +962,10 @@ def test_images_that_changed_places_are_noticed():
 def test_a_test_split_without_images():
     with pytest.raises(DataError, match="expected at least one image in the split 'test', got none"):
         load_test_split(DatasetDict(test=table(9).select([])), POLICY)
+
+
+@pytest.mark.parametrize("names", [("a", "a", "c"), ("a",)])
+def test_classes_of_a_stream_are_different(names):
+    stream = table(feature=Value("int64")).to_iterable_dataset()
+    with pytest.raises(DataError, match="expected two or more different classes in 'label'"):
+        read(stream, label_names=names)

@@ -285,3 +285,9 @@ def test_prediction_leaves_the_modes_alone(wrn, pixels):
 def test_prediction_names_the_picture_it_cannot_read(wrn, pixels):
     with pytest.raises(ValueError, match="picture 1: expected a picture"):
         wrn.predict([pixels, 3])
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_no_picture_has(channels):
+    with pytest.raises(ValueError, match=f"expected a network of 1 or 3 input channels, .* got {channels}"):
+        Classifier(timm.create_model("test_resnet", in_chans=channels))

@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import scipy.stats
 from reports import make_report
 
 import cartl_hub
@@ -79,6 +80,17 @@ def test_paired_bootstrap_finds_what_pairing_shows():
     assert paired_bootstrap(a, b) == (difference, low, high)
     assert paired_bootstrap(b, a)[0] == -difference
     assert paired_bootstrap(a, a) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("won", "lost", "shown"), [(4, 0, False), (5, 0, False), (6, 0, True), (7, 1, False), (8, 1, True)])
+def test_few_images_that_differ_show_nothing(won, lost, shown):
+    a, b = np.zeros(1000, dtype=bool), np.zeros(1000, dtype=bool)
+    a[:won], b[won : won + lost] = True, True
+    assert (scipy.stats.binomtest(won, won + lost).pvalue < 0.05) == shown
+    difference, low, high = paired_bootstrap(a, b)
+    assert difference == (won - lost) / 1000
+    assert (low > 0) == shown
+    assert high > difference
 
 
 def test_paired_bootstrap_is_that_over_images():

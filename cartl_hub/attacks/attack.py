@@ -78,13 +78,23 @@ class Attack(ABC):
             keys = random_keys(len(images), images.device)
         with eval_mode(model):
             if not until_broken:
-                return self.perturb(model, images, labels, keys)
+                return self._checked(self.perturb(model, images, labels, keys), images)
             with torch.no_grad():
                 correct = model(images).argmax(1) == labels
             adversarial = images.clone()
             if correct.any():
-                adversarial[correct] = self.search(model, images[correct], labels[correct], keys[correct])
+                found = self.search(model, images[correct], labels[correct], keys[correct])
+                adversarial[correct] = self._checked(found, images[correct])
             return adversarial
+
+    def _checked(self, found: Any, images: Tensor) -> Tensor:
+        """What the attack found, if it is an image for each of ``images``."""
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (images.shape, images.dtype):
+            got = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"expected {images.dtype} {list(images.shape)} from {type(self).__name__}, an image for each one, got {got}."
+            )
+        return found
 
     @abstractmethod
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, keys: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ def explain(
     num_images: Annotated[
         int, typer.Option(min=1, help="Number of test images, drawn at random; eight of them are shown.")
     ] = 100,
-    top: Annotated[int, typer.Option(min=1, help="Number of most influential training images to show for each.")] = 5,
+    top: Annotated[int, typer.Option(min=1, max=100, help="Number of most influential training images to show for each.")] = 5,
     train_images: Annotated[int, typer.Option(min=2, help="Number of training images, drawn at random.")] = 5000,
     refit: Annotated[
         bool, typer.Option("--refit", help="Fit the classifiers to these training images first, to convergence.")

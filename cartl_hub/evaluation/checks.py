@@ -15,7 +15,7 @@ from ..ranges import check_whole
 from ..report import Check
 from .given import AnyTestData, as_data, sampled
 from .pool import read_pool
-from .probes import CHECKS, SECOND_VERDICT, Probe
+from .probes import CHECKS, REPORTED, SECOND_VERDICT, Probe
 from .subject import Subject
 from .trial import Comparison, Skipped, Trial, share
 from .verdict import check_model, first_look, measuring
@@ -91,7 +91,7 @@ def run_checks(
     Args:
         model: Model, as for :func:`cartl_hub.evaluate`.
         data: Test data, as for :func:`cartl_hub.evaluate`.
-        names: Names of the checks to make; all by default.
+        names: Names of the checks to make; all by default, except for that of a report's attacks.
         num_images: Number of images to make them on, evenly spaced; for a stream, the first ones.
         eps: Radius of the threat model, in pixel units of [0, 1]; by default 8/255 in Linf and 0.5 in L2.
         norm: Norm of the threat model.
@@ -105,7 +105,7 @@ def run_checks(
     Raises:
         ValueError: If there is no such check, or as :func:`cartl_hub.evaluate` does for the model and the data.
     """
-    chosen = chosen_checks(names)
+    chosen = [name for name in chosen_checks(names) if name != REPORTED]
     check_model(model)
     for name, number in (("num_images", num_images), ("batch_size", batch_size)):
         check_whole(name, number, (">=", 1))

@@ -73,7 +73,7 @@ def read_pool(
             complete = left >= len(drawn.labels)
             if not left:
                 break
-            drawn = Drawn(drawn.images[:left].cpu(), drawn.labels[:left].cpu(), drawn.indices[:left].cpu(), drawn.epoch)
+            drawn = Drawn(drawn.images[:left].detach().cpu(), drawn.labels[:left].cpu(), drawn.indices[:left].cpu(), drawn.epoch)
             _check(drawn, len(data.label_names))
             images = drawn.images if drawn.images.dtype == torch.uint8 else drawn.images.float()
             if not num:

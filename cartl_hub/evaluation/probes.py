@@ -22,6 +22,7 @@ from ..randomness import START, fold_in, uniform
 from .trial import Comparison, Skipped, Trial, lower, share
 from .verdict import NEIGHBOUR_CHANGE, RANDOM_CHANGE, neighbour_change, random_change
 
+REPORTED = "reported-attacks"  # the check that is made last, once all attacks have run
 STEP = 1 / 1020  # of finite differences: a quarter of a grey level
 DRAWS = 4  # of their directions
 COARSE = 20  # times the rounding of logits, below which differences of them say nothing
@@ -206,6 +207,13 @@ def _transfer(trial: Trial) -> list[Comparison]:
     return [lower({"transfer": trial.standing(transfer)}, trial.both_losses())]
 
 
+def _reported_attacks(trial: Trial) -> list[Comparison]:
+    if trial.reported is None:
+        raise Skipped("there is no report whose attacks it could judge")
+    reported = {"all attacks of the report": trial.reported[trial.positions]}
+    return [lower({"PGD-20": trial.standing(trial.pgd())}, reported)]
+
+
 @dataclass(frozen=True)
 class Probe:
     """A check in words and in code.
@@ -375,6 +383,14 @@ CHECKS = {
         "Adversarial images of another model break no more than the attack on the model itself.",
         "Adversarial images of another model break more than the attack on the model itself: gradients are masked.",
         _ATTACK_DIFFERENTLY,
+    ),
+    REPORTED: Probe(
+        _reported_attacks,
+        0.005,
+        "fail",
+        "The report's attacks together break no less than PGD-20 does.",
+        "PGD-20 breaks more than all of the report's attacks in this ball: they are too weak, or fail for a technical reason.",
+        "Look at the attacks' steps and at what they return: images that left the ball count as standing. Add default_attacks().",
     ),
 }
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -46,6 +46,7 @@ from .checks import chosen_checks, make_check, second_verdict
 from .given import AnyTestData, as_data, sampled
 from .journal import open_journal, refuse_other
 from .pool import read_pool
+from .probes import REPORTED
 from .subject import Subject
 from .trial import Trial
 from .verdict import FEWER, check_model, first_logits, first_look, has_gradient, measuring
@@ -171,7 +172,8 @@ def evaluate(
         transfer_source: Another model, for the check that its adversarial images break no more than the attacks.
         budget: Time and passes that the evaluation may take. Clean accuracy and the cheapest attack of the first threat model
             are always measured; the rest is done in this order until the budget is spent: the other attacks on every image,
-            checks, curve, and the attacks on survivors, APGD-CE before APGD-T before Square. The report says what was left out.
+            checks, curve, the attacks on survivors, APGD-CE before APGD-T before Square, and the check of all attacks. The report
+            says what was left out.
         resume: Folder in which finished batches are kept. If it holds batches of the same evaluation, that one is resumed;
             those of another, finished one are replaced. Several machines must share it.
         keep: Keep each adversarial image that broke the model in that folder. Otherwise those of an attack are deleted after
@@ -235,7 +237,7 @@ def evaluate(
         cascade = Cascade(subject, journal, counter, bar, budget=budget or Budget(), keep_images=keep)
         run = _Run(cascade, attacks, curve, curve_images)
         trial = Trial(subject, check_images, eps=run.eps, norm=run.norm, source=transfer_source)
-        run.measure(check_names, partial(make_check, trial=trial))
+        run.measure(check_names, trial)
         journal.finished = not (keep or run.dropped)
         report = run.report(
             context=stated,
@@ -268,18 +270,19 @@ class _Run:
         ]
         self.own: set[str] = set()  # attacks that ran on every image
         self.checks: dict[str, Check] = {}
+        self.unchecked: list[str] = []
 
     # Measure
 
-    def measure(self, check_names: Sequence[str], make: Callable[[str], Check]) -> None:
-        """Clean images, attacks on every image, checks, curve, attacks on survivors."""
+    def measure(self, check_names: Sequence[str], trial: Trial) -> None:
+        """Clean images, attacks on every image, checks, curve, attacks on survivors, and the check of all attacks."""
         every = np.ones(len(self.pool), dtype=bool)
         self._run(self.clean, every, always=True)
         self.correct = self.clean.standing
         for stage in self.stages:
             if not isinstance(stage.attack, ON_SURVIVORS):
                 self._attack(stage)
-        self._check(check_names, make)
+        self._check([name for name in check_names if name != REPORTED], trial)
         standing = self.correct & self.on_curve
         for stage in self.curve:
             self._run(stage, standing)
@@ -287,6 +290,9 @@ class _Run:
         for stage in self.stages:
             if isinstance(stage.attack, ON_SURVIVORS):
                 self._attack(stage)
+        if REPORTED in check_names:
+            trial.reported = self._standing(self.norm, self.eps)
+            self._check([REPORTED], trial)
 
     def _attack(self, stage: Stage) -> None:
         assert stage.attack is not None
@@ -310,11 +316,20 @@ class _Run:
         assert stage.attack is not None
         return entering(stage.attack, [other for other in self.stages if other.begun], correct)[0]
 
-    def _check(self, names: Sequence[str], make: Callable[[str], Check]) -> None:
-        found = self.cascade.check(names, lambda name: asdict(make(name)))
+    def _check(self, names: Sequence[str], trial: Trial) -> None:
+        found = self.cascade.check(names, lambda name: asdict(make_check(name, trial)))
         left_out = {"status": "skipped", "figures": {}, "meaning": "Left out: the budget was spent."}
-        self.checks = {name: Check(**found.get(name, {"name": name} | left_out)) for name in names}
-        self.unchecked = [name for name in names if name not in found]
+        self.checks |= {name: Check(**found.get(name, {"name": name} | left_out)) for name in names}
+        self.unchecked += [name for name in names if name not in found]
+
+    def _inside(self, norm: str, eps: float) -> list[str]:
+        """Names of the attacks that have begun in a ball; an image of a smaller one lies in it too."""
+        return [stage.name for stage in self.stages if stage.begun and lies_in(stage.attack, norm, eps)]
+
+    def _standing(self, norm: str, eps: float) -> np.ndarray:
+        """Images that no attack in a ball broke, bool [N]."""
+        rows = [stage.standing for stage in self.stages if stage.name in self._inside(norm, eps)]
+        return np.logical_and.reduce([self.correct, *rows])
 
     @property
     def dropped(self) -> list[str]:
@@ -342,11 +357,9 @@ class _Run:
             title = threat_text(norm, eps)
             if not any(stage.threat == title for stage in begun):
                 continue
-            # an image of a smaller ball lies in this one too
-            names = [stage.name for stage in begun if lies_in(stage.attack, norm, eps)]
-            standing[title] = np.logical_and.reduce([correct[name] for name in names])
+            standing[title] = self._standing(norm, eps)
             counts = {"correct": int(standing[title].sum()), "num_images": len(self.pool)}
-            worst_case[title] = WorstCase(**counts, norm=norm, eps=eps, attacks=tuple(names))
+            worst_case[title] = WorstCase(**counts, norm=norm, eps=eps, attacks=tuple(self._inside(norm, eps)))
         robust, labels = next(iter(standing.values())), self.pool.labels.numpy()
         names = stated["label_names"]
         judged = [stage for stage in (*begun, *self.curve) if stage.again]

@@ -44,9 +44,11 @@ class Trial:
 
     def __init__(self, subject: Subject, num_images: int, *, eps: float, norm: Norm, source: nn.Module | None = None):
         self.subject, self.model = subject, subject.model
-        self.images, self.labels, indices = subject.load(evenly_spaced(num_images, len(subject.pool)))
+        self.positions = evenly_spaced(num_images, len(subject.pool))
+        self.images, self.labels, indices = subject.load(self.positions)
         self.keys = subject.keys(indices)
         self.eps, self.norm, self.source = eps, norm, source
+        self.reported: np.ndarray | None = None  # images of the pool that stand all of a report's attacks in this ball, bool [N]
         self._standing: dict[tuple[Attack, float], np.ndarray] = {}
 
     def __len__(self) -> int:

@@ -90,6 +90,10 @@ def check_model(model: nn.Module) -> None:
     """Raise unless it is a module in eval mode, with weights in fp32."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}; wrap a function in a module.")
+    if isinstance(model, torch.jit.ScriptModule) and not isinstance(model, torch.jit.TopLevelTracedModule):
+        raise TypeError(
+            "expected a module that is no TorchScript, got a scripted one; wrap it in a torch.nn.Module, or trace it."
+        )
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(

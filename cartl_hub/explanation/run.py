@@ -57,7 +57,7 @@ def explain(
         name: Name to show for the model; by default its own.
         num_images: Number of test images, drawn at random; all if there are fewer. Eight of them are shown. As many training
             images are queries too.
-        top: Number of most influential training images to show for each.
+        top: Number of most influential training images to show for each, at most 100.
         train_images: Number of training images, drawn at random; all if there are fewer. The Hessian is that of the loss on
             these.
         weight_decay: Weight decay in the classifier's training loss.
@@ -76,7 +76,7 @@ def explain(
     """
     begun = time.monotonic()
     check_whole("num_images", num_images, (">=", 1))
-    check_whole("top", top, (">=", 1))
+    check_whole("top", top, (">=", 1), ("<=", 100))
     check_whole("train_images", train_images, (">=", 2))
     check_number("weight_decay", weight_decay, (">=", 0))
     check_number("damping", damping, (">=", 0))

@@ -1,7 +1,7 @@
 """Maps the labels of a data set to classes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,7 @@ class Classes:
     def names(self, feature: Any, column: str, raw: Mapping[str, list[Any]]) -> tuple[str, ...]:
         """Names of the classes, in order."""
         given = self.given_names(feature)
-        names = tuple(map(str, self._found(feature, column, raw) if given is None else given))
-        if len(set(names)) < max(2, len(names)):
-            raise DataError(f"expected two or more different classes in {column!r}, got {listed(names) or 'none'}.")
-        return names
+        return _different(self._found(feature, column, raw) if given is None else given, column)
 
     def given_names(self, feature: Any) -> Sequence[str] | None:
         """Names given by the model, the column or the user; None if none does."""
@@ -47,12 +44,12 @@ class Classes:
         """Names of the classes, as :meth:`names`, if they can't be found among the labels.
 
         Raises:
-            DataError: If no names are given.
+            DataError: If no names are given, or the same ones.
         """
         names = self.given_names(feature)
         if names is None:
             raise DataError(f"expected class names for the labels in {column!r} of a stream, got none; pass label_names=...")
-        return tuple(names)
+        return _different(names, column)
 
     def _found(self, feature: Any, column: str, raw: Mapping[str, list[Any]]) -> list[Any]:
         """Classes that occur among labels without names."""
@@ -95,3 +92,15 @@ class Classes:
                     f"row {row} of the {role} split: expected one of {listed(expected)} in {column!r}, got {got!r}."
                 )
         return torch.tensor([classes[value] for value in raw])
+
+
+def _different(names: Iterable[Any], column: str) -> tuple[str, ...]:
+    """Names of classes as strings.
+
+    Raises:
+        DataError: If there are fewer than two, or two are the same.
+    """
+    names = tuple(map(str, names))
+    if len(set(names)) < max(2, len(names)):
+        raise DataError(f"expected two or more different classes in {column!r}, got {listed(names) or 'none'}.")
+    return names

@@ -84,6 +84,8 @@ class Classifier(nn.Module):
         self.stored_as = torch.float32
         in_chans, *size = cfg["input_size"]
         in_chans = self._model_args.get("in_chans", getattr(backbone, "in_chans", in_chans))
+        if in_chans not in (1, 3):
+            raise ValueError(f"expected a network of 1 or 3 input channels, for grey or RGB pictures, got {in_chans}.")
         pictures = resolve_data_config(pretrained_cfg=cfg)
         self.image_policy = image_policy or ImagePolicy(
             size=_input_size(backbone, size),
