@@ -408,6 +408,15 @@ def test_frozen_blocks_of_a_source_keep_their_convex_sums(num_blocks):
     assert model.model_args == {"convex_blocks": max(4, num_blocks)}
 
 
+def test_weights_without_a_bound_are_named(caplog):
+    model = make_model("test_vit")
+    with NEFT(num_blocks=3).setup(model):
+        assert not caplog.messages
+    model.backbone.blocks[-1].table = nn.Parameter(torch.ones(2, 2))
+    with NEFT(num_blocks=3).setup(model):
+        assert caplog.messages == ["NEFT bounds weights of Conv2d and Linear only, so not: blocks.5.table"]
+
+
 def test_convex_residual_of_another_architecture():
     with pytest.raises(ValueError, match=r"part of the architecture, and test_resnet has no such option; use a wrn\*"):
         NEFT(num_blocks=2, convex_residual=True).adapt(make_model("test_resnet"))

@@ -1,5 +1,6 @@
 """Non-expansive fine-tuning (NEFT)."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from torch import Tensor, nn
 
 from ..blocks import input_sizes, last_blocks
 from ..models import Classifier
+from ..processes import is_main_process
 from ..ranges import check_number, check_whole
 from ..spectral import SigmaOf, rescaled, weighted
 from .method import Batch, Images, Method
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,7 @@ class NEFT(Method):
     """Fine-tuning of the last blocks on natural images, each weight rescaled to a spectral norm (Chen et al., CARTL, ICML 2021).
 
     Every convolution and linear weight W of these blocks, those of shortcuts included, is ``beta * W / sigma(W)``. It is
-    folded into a plain weight when training ends.
+    folded into a plain weight when training ends. A warning names weights of other kinds, such as position embeddings.
 
     Args:
         num_blocks: Number of blocks to train, counted from the classifier.
@@ -71,7 +75,13 @@ class NEFT(Method):
 
     @contextmanager
     def setup(self, model: Classifier, images: Images | None = None) -> Iterator[Mapping[str, nn.Module]]:
-        layers = weighted(layer for block in last_blocks(model, self.num_blocks) for layer in block.layers())
+        blocks = last_blocks(model, self.num_blocks)
+        layers = weighted(layer for block in blocks for layer in block.layers())
+        bounded = {id(layer.weight) for layer in layers}
+        parameters = ((name, weight) for block in blocks for name, weight in block.parameters.items())
+        others = [name for name, weight in parameters if weight.ndim > 1 and id(weight) not in bounded]
+        if others and is_main_process():
+            logger.warning("NEFT bounds weights of Conv2d and Linear only, so not: %s", ", ".join(others))
         sizes = input_sizes(model, layers) if self.sigma == "operator" else {}
         with (
             super().setup(model, images),
