@@ -440,7 +440,7 @@ def test_what_cannot_be_explained(wrn):
         explain(wrn, splits, against={"wrn10_1": wrn})
     with pytest.raises(ValueError, match=r"expected models with the same input, .* got \(\(32, 32\), 'L'\) for 'grey'"):
         explain(wrn, splits, against={"grey": make_model("wrn10_1", in_chans=1)})
-    with pytest.raises(ValueError, match="top must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="top must be >= 1 and <= 100, got 0"):
         explain(wrn, splits, top=0)
     with pytest.raises(ValueError, match="train_images must be >= 2, got 1"):
         explain(wrn, splits, train_images=1)
