@@ -130,6 +130,7 @@ def render_card(model: Classifier, *, report: Report | None = None, repo_id: str
         blocks=list_blocks(model),
         data=describe_data(data),
         method=describe_choice(method) or "unknown",
+        tuned_blocks=_split(method) or 4,
         source=_source_line(source),
         needs_import=needs_import,
         report=report,
@@ -181,6 +182,12 @@ def _license_metadata(license: Any) -> dict[str, Any]:
 
 def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
+
+
+def _split(method: Mapping[str, Any]) -> int | None:
+    """Number of blocks behind the split of a source whose features were trained to be robust up to there."""
+    blocks = method.get("num_blocks")
+    return blocks if method.get("name") == "FDM" and isinstance(blocks, int) else None
 
 
 def describe_choice(choice: Mapping[str, Any]) -> str:

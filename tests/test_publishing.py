@@ -20,6 +20,7 @@ from test_finetuner import pictures
 
 import cartl_hub
 from cartl_hub import (
+    FDM,
     FGSM,
     NEFT,
     DataArguments,
@@ -132,6 +133,13 @@ def test_metadata_of_the_card_is_what_the_hub_indexes(writer, folder):
     }
     measured["robust accuracy, worst case (Linf 8/255)"] = report["worst_case"]["Linf 8/255"]
     assert results == {name: pytest.approx(100 * result["accuracy"], abs=0.01) for name, result in measured.items()}
+
+
+@pytest.mark.parametrize(("method", "blocks"), [(FDM(num_blocks=2), 2), (FineTuning(num_blocks=2), 4)])
+def test_a_card_suggests_to_train_what_is_behind_the_split(wrn, method, blocks):
+    wrn.lineage = {"method": to_dict(method)}
+    report = make_report(worst_case={"Linf 8/255": WorstCase(40, 40, "Linf", 8 / 255, ("PGD-20",))})
+    assert f"NEFT(num_blocks={blocks}, beta=0.4)" in render_card(wrn, report=report)
 
 
 @pytest.mark.parametrize("link", ["mine.png", "figures/mine.png", ".mine.png"])
