@@ -363,7 +363,7 @@ def _sent(folder: Path, card: str) -> list[Path]:
             f"expected the pictures that {CARD} shows beside it in {folder}, not hidden, got none for "
             f"{', '.join(missing)}; put them there, or write the card again: cartl-hub card {folder}"
         )
-    return [path for path in sorted(folder.iterdir()) if path.name in {*PUBLISHED, *shown} and not path.name.startswith(".")]
+    return [path for path in sorted(folder.iterdir()) if path.name in {*PUBLISHED, *shown}]
 
 
 def _copy(source: Path, target: Path) -> None:

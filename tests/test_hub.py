@@ -498,8 +498,9 @@ def test_any_header_is_the_model_or_an_error(folder, data):
 
 def test_a_revision_is_that_of_the_hub_whatever_lies_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_model(make_model("wrn10_1"), tmp_path / "org" / "toy")
-    assert load_model("org/toy").lineage["loaded_from"]["id"] == "toy"
+    model = make_model("wrn10_1")
+    save_model(model, tmp_path / "org" / "toy")
+    assert load_model("org/toy").lineage["loaded_from"] == {"id": "toy", "weights_sha256": weights_sha256(model)}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="org/toy"):
         load_model("org/toy", revision="main")

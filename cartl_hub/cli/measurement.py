@@ -105,7 +105,7 @@ def evaluate(
         seed=seed,
         device=chosen_device,
         resume=resume,
-        context={"id": own_name(model, lineage), "command": command(), "notes": list(notes)} | context,
+        context={"id": _own_name(model, lineage), "command": command(), "notes": list(notes)} | context,
     )
     if is_main_process():
         report.save(output)
@@ -277,7 +277,7 @@ def explain(
         typer.echo(f"In the report: {output / 'report.html'}")
 
 
-def own_name(typed: str, lineage: "Mapping[str, Any]") -> str:
+def _own_name(typed: str, lineage: "Mapping[str, Any]") -> str:
     """Name of a model: its own if it was typed as a folder, else what was typed."""
     return str((lineage.get("name") if Path(typed).is_dir() else None) or without_folder(typed))
 
@@ -286,7 +286,7 @@ def _shown_names(given: list[str], models: list[Any]) -> list[str]:
     """Names to show: a model in a folder has its own name, if no other has the same; the rest are shown as typed."""
     if len(set(given)) < len(given):
         raise typer.BadParameter(f"expected different models, got {', '.join(given)}; leave out what is there twice.")
-    names = [own_name(name, model.lineage) for name, model in zip(given, models, strict=True)]
+    names = [_own_name(name, model.lineage) for name, model in zip(given, models, strict=True)]
     return names if len(set(names)) == len(names) else given
 
 

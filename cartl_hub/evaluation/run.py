@@ -322,14 +322,13 @@ class _Run:
         self.checks |= {name: Check(**found.get(name, {"name": name} | left_out)) for name in names}
         self.unchecked += [name for name in names if name not in found]
 
-    def _inside(self, norm: str, eps: float) -> list[str]:
-        """Names of the attacks that have begun in a ball; an image of a smaller one lies in it too."""
-        return [stage.name for stage in self.stages if stage.begun and lies_in(stage.attack, norm, eps)]
+    def _inside(self, norm: str, eps: float) -> list[Stage]:
+        """Attacks that have begun in a ball; an image of a smaller one lies in it too."""
+        return [stage for stage in self.stages if stage.begun and lies_in(stage.attack, norm, eps)]
 
     def _standing(self, norm: str, eps: float) -> np.ndarray:
         """Images that no attack in a ball broke, bool [N]."""
-        rows = [stage.standing for stage in self.stages if stage.name in self._inside(norm, eps)]
-        return np.logical_and.reduce([self.correct, *rows])
+        return np.logical_and.reduce([self.correct, *(stage.standing for stage in self._inside(norm, eps))])
 
     @property
     def dropped(self) -> list[str]:
@@ -358,8 +357,9 @@ class _Run:
             if not any(stage.threat == title for stage in begun):
                 continue
             standing[title] = self._standing(norm, eps)
+            inside = tuple(stage.name for stage in self._inside(norm, eps))
             counts = {"correct": int(standing[title].sum()), "num_images": len(self.pool)}
-            worst_case[title] = WorstCase(**counts, norm=norm, eps=eps, attacks=tuple(self._inside(norm, eps)))
+            worst_case[title] = WorstCase(**counts, norm=norm, eps=eps, attacks=inside)
         robust, labels = next(iter(standing.values())), self.pool.labels.numpy()
         names = stated["label_names"]
         judged = [stage for stage in (*begun, *self.curve) if stage.again]
@@ -381,7 +381,7 @@ class _Run:
             verdicts=Verdicts(self.pool.indices.numpy(), labels, correct),
             checks=(*self.checks.values(), again),
             dropped=tuple(self.dropped),
-            samples=self._samples(begun),
+            samples=self._samples(),
             # a robust accuracy that can't be trusted stands beside no other
             source=None if source is None or source.failed_checks else source.as_source(next(iter(worst_case))),
         )
@@ -415,10 +415,9 @@ class _Run:
         stated = {key: attack[key] for key in ("name", "steps", "random_start", "restarts")} | {"step_size": "eps / 4"}
         return Curve("Linf", radii, counts, num, stated, mean_eps)
 
-    def _samples(self, begun: Sequence[Stage]) -> tuple[Sample, ...]:
+    def _samples(self) -> tuple[Sample, ...]:
         """A few images of the attack that broke most in the first threat model, of different classes as far as possible."""
-        inside = [stage for stage in begun if lies_in(stage.attack, self.norm, self.eps)]
-        stage = max(reversed(inside), key=lambda stage: stage.broken.sum())
+        stage = max(reversed(self._inside(self.norm, self.eps)), key=lambda stage: stage.broken.sum())
         at = few_of_each_class(stage.broken, self.pool.labels)
         if not len(at) or self.pool.images.shape[1] not in (1, 3):
             return ()
